@@ -1,0 +1,82 @@
+// Memory: blocks come from a pool (host allocator with a cache, or a Plan's private pool), are owned by a Storage and freed when
+// its last reference goes. Counters by tag feed memory() and the out-of-memory message.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace llm {
+
+enum class Tag : uint8_t { other, weights, gradients, optimizer, activations, kv, workspace };
+constexpr int kTags = 7;
+constexpr const char* kTagNames[kTags] = {"other", "weights", "gradients", "optimizer", "activations", "kv", "workspace"};
+
+struct MemoryStats {
+  int64_t live[kTags] = {};  // bytes in use by tag
+  int64_t live_total = 0, peak = 0, cached = 0, limit = 0;
+};
+
+// Where blocks come from. Thread-safe.
+class Pool {
+ public:
+  virtual ~Pool() = default;
+  virtual void* allocate(int64_t bytes) = 0;  // 64-byte aligned; throws Error(out_of_memory)
+  virtual void release(void* block, int64_t bytes) = 0;
+};
+
+// Size-class cache over aligned_alloc: keeps freed blocks for the next step instead of paying page faults again.
+class HostPool : public Pool {
+ public:
+  void* allocate(int64_t bytes) override;
+  void release(void* block, int64_t bytes) override;
+  void trim();  // gives all cached blocks back to the system
+  void set_limit(int64_t bytes);
+  MemoryStats stats();
+  void count(Tag tag, int64_t bytes);  // bytes < 0 = freed
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::vector<void*>> free_;
+  MemoryStats stats_;
+};
+
+HostPool& host_pool();
+
+// A Plan's private memory: freed blocks are reused by later commands of the same recording and live as long as the Plan.
+class PlanPool : public Pool {
+ public:
+  ~PlanPool() override;
+  void* allocate(int64_t bytes) override;
+  void release(void* block, int64_t bytes) override;
+  bool owns(const void* block) const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::multimap<int64_t, void*> free_;
+  std::unordered_map<const void*, int64_t> blocks_;  // address -> true size
+};
+
+// Reference-counted bytes. `pool` is null for memory mapped from a file.
+struct Storage {
+  std::atomic<int> refs{1};
+  char* data = nullptr;
+  int64_t bytes = 0;
+  Tag tag = Tag::other;
+  std::atomic<uint64_t> last_use{0};  // sequence number of the last queued command that touches it
+  Pool* pool = nullptr;
+  std::shared_ptr<void> owner;  // keeps the pool (Plan) or the file mapping alive
+
+  void retain() { refs.fetch_add(1, std::memory_order_relaxed); }
+  void release();
+};
+
+Storage* allocate_storage(int64_t bytes, Tag tag, Pool* pool, std::shared_ptr<void> owner);
+// Maps `bytes` at `offset` of a file, private and writable (copy on write). One mapping a file, shared while in use.
+Storage* map_file(const std::string& path, int64_t offset, int64_t bytes, Tag tag);
+
+}  // namespace llm

@@ -1,0 +1,479 @@
+#include "core/submit.h"
+
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "core/error.h"
+#include "cpu/register.h"
+#include "gen/ops.h"
+
+namespace llm {
+
+// ---- shape rule helpers ----
+
+namespace {
+
+std::string shape_text(const View& v) {
+  std::string text = "[";
+  for (int i = 0; i < v.ndim; i++) text += (i ? ", " : "") + std::to_string(v.shape[i]);
+  return text + "]";
+}
+
+std::string input_name(int op, int i) {
+  const OpSpec& spec = kOps[op];
+  if (i < spec.n_inputs && !spec.inputs[i].variadic) return spec.inputs[i].name;
+  return std::string(spec.inputs[spec.n_inputs - 1].name) + "[" + std::to_string(i - spec.n_inputs + 1) + "]";
+}
+
+bool is_contiguous(const View& v) {
+  int64_t stride = 1;
+  for (int i = v.ndim - 1; i >= 0; i--) {
+    if (v.shape[i] == 0) return true;
+    if (v.shape[i] != 1 && v.stride[i] != stride) return false;
+    stride *= v.shape[i];
+  }
+  return true;
+}
+
+// Only the first dim strided: what inputs marked * accept.
+bool is_row_strided(const View& v) {
+  int64_t stride = 1;
+  for (int i = v.ndim - 1; i >= 1; i--) {
+    if (v.shape[i] == 0) return true;
+    if (v.shape[i] != 1 && v.stride[i] != stride) return false;
+    stride *= v.shape[i];
+  }
+  return true;
+}
+
+void fill_strides(View& v) {
+  int64_t stride = 1;
+  for (int i = v.ndim - 1; i >= 0; i--) {
+    v.stride[i] = stride;
+    stride *= v.shape[i];
+  }
+}
+
+}  // namespace
+
+int64_t Infer::dim(int i, int d) const { return in[i].shape[d < 0 ? in[i].ndim + d : d]; }
+
+void Infer::out(DType dtype, std::initializer_list<int64_t> shape) {
+  View v;
+  v.dtype = dtype;
+  v.ndim = 0;
+  for (int64_t s : shape) v.shape[v.ndim++] = s;
+  fill_strides(v);
+  outs.push_back(v);
+}
+
+void Infer::out_like(int i, DType dtype) {
+  View v = in[i];
+  v.data = nullptr;
+  v.dtype = dtype;
+  fill_strides(v);
+  outs.push_back(v);
+}
+
+DType Infer::dtype_attr(int i) const {
+  if (!(attr[i] >= 0 && attr[i] < kDTypes)) {
+    throw Error(Code::dtype, std::string("[") + kOps[op].name + "] dtype code " + std::to_string(attr[i]) + " is not one of 0..6");
+  }
+  return static_cast<DType>(static_cast<int>(attr[i]));
+}
+
+void Infer::fail_shape(int i, const std::string& expected) const {
+  throw Error(Code::shape, std::string("[") + kOps[op].name + "] " + input_name(op, i) + " must be " + expected + ", got " +
+                               (has(i) ? shape_text(in[i]) : "nothing"));
+}
+
+void Infer::expect_ndim(int i, int ndim) const {
+  if (in[i].ndim != ndim) fail_shape(i, std::to_string(ndim) + "-dimensional");
+}
+
+void Infer::expect_shape(int i, std::initializer_list<int64_t> shape) const {
+  bool ok = in[i].ndim == static_cast<int>(shape.size());
+  int d = 0;
+  std::string text = "[";
+  for (int64_t s : shape) {
+    if (ok && s >= 0 && in[i].shape[d] != s) ok = false;
+    text += (d++ ? ", " : "") + (s < 0 ? std::string("any") : std::to_string(s));
+  }
+  if (!ok) fail_shape(i, text + "]");
+}
+
+void Infer::expect_same_shape(int i, int j) const {
+  bool ok = in[i].ndim == in[j].ndim;
+  for (int d = 0; ok && d < in[i].ndim; d++) ok = in[i].shape[d] == in[j].shape[d];
+  if (!ok) fail_shape(i, shape_text(in[j]) + " like " + input_name(op, j));
+}
+
+void Infer::expect_dtype(int i, DType dtype) const {
+  if (in[i].dtype == dtype) return;
+  throw Error(Code::dtype, std::string("[") + kOps[op].name + "] " + input_name(op, i) + " must be " + dtype_name(dtype) + ", got " +
+                               dtype_name(in[i].dtype));
+}
+
+void Infer::expect_float(int i) const {
+  if (is_float(in[i].dtype)) return;
+  throw Error(Code::dtype, std::string("[") + kOps[op].name + "] " + input_name(op, i) + " must be f32, f16 or bf16, got " +
+                               dtype_name(in[i].dtype));
+}
+
+void Infer::expect_same_dtype(int i, int j) const {
+  if (in[i].dtype == in[j].dtype) return;
+  throw Error(Code::dtype, std::string("[") + kOps[op].name + "] " + input_name(op, i) + " must be " + dtype_name(in[j].dtype) + " like " +
+                               input_name(op, j) + ", got " + dtype_name(in[i].dtype));
+}
+
+void Infer::expect_attr(bool ok, const std::string& expected) const {
+  if (!ok) throw Error(Code::options, std::string("[") + kOps[op].name + "] " + expected);
+}
+
+// ---- commands ----
+
+void Command::run(std::string& error) const {
+  if (op < 0) {
+    callback();
+    return;
+  }
+  std::vector<View> views = out;
+  KernelArgs args{in.data(), static_cast<int>(in.size()), views.data(), static_cast<int>(views.size()), attr.data(),
+                  static_cast<int>(attr.size())};
+  const char* fault;
+  try {
+    fault = kernel(args);
+  } catch (const std::exception& e) {  // scratch memory of a kernel may run out
+    if (error.empty()) error = std::string("[") + kOps[op].name + "] " + e.what();
+    return;
+  }
+  if (fault && error.empty()) error = std::string("[") + kOps[op].name + "] " + fault;
+}
+
+void Command::drop() {
+  for (Storage* s : held) s->release();
+  held.clear();
+}
+
+Plan::~Plan() {
+  for (Command& c : commands) c.drop();
+}
+
+// ---- the executor: one thread, first in first out ----
+
+namespace {
+
+constexpr size_t kMaxQueued = 512;  // run-ahead bound: memory of queued commands is held until they ran
+
+class Executor {
+ public:
+  // Queues the command and returns its sequence number.
+  uint64_t push(Command&& c) {
+    std::unique_lock lock(mutex_);
+    if (!started_) {
+      started_ = true;
+      std::thread([this] { loop(); }).detach();
+    }
+    room_.wait(lock, [&] { return queue_.size() < kMaxQueued; });
+    const uint64_t seq = ++pushed_;
+    for (Storage* s : c.held) s->last_use.store(seq, std::memory_order_relaxed);
+    queue_.push_back(std::move(c));
+    if (sleeping_) wake_.notify_one();
+    return seq;
+  }
+
+  void wait(uint64_t seq) {
+    for (int spin = 0; spin < 2000; spin++) {
+      if (done_.load(std::memory_order_acquire) >= seq) return;
+      __builtin_ia32_pause();
+    }
+    std::unique_lock lock(mutex_);
+    finished_.wait(lock, [&] { return done_.load(std::memory_order_acquire) >= seq; });
+  }
+
+  void wait_all() {
+    uint64_t last;
+    {
+      std::lock_guard lock(mutex_);
+      last = pushed_;
+    }
+    wait(last);
+  }
+
+  std::string take_error() {
+    std::lock_guard lock(mutex_);
+    std::string e;
+    e.swap(error_);
+    return e;
+  }
+
+  void note_error(const std::string& e) {
+    std::lock_guard lock(mutex_);
+    if (error_.empty()) error_ = e;
+  }
+
+ private:
+  void loop() {
+    for (;;) {
+      Command c;
+      uint64_t seq;
+      if (empty_hint()) {
+        for (int spin = 0; spin < 1500 && empty_hint(); spin++) __builtin_ia32_pause();
+      }
+      {
+        std::unique_lock lock(mutex_);
+        sleeping_ = true;
+        wake_.wait(lock, [&] { return !queue_.empty(); });
+        sleeping_ = false;
+        c = std::move(queue_.front());
+        queue_.pop_front();
+        seq = ++taken_;
+        if (queue_.size() == kMaxQueued - 1) room_.notify_all();
+      }
+      std::string error;
+      c.run(error);
+      c.drop();
+      if (!error.empty()) note_error(error);
+      {
+        std::lock_guard lock(mutex_);
+        done_.store(seq, std::memory_order_release);
+      }
+      finished_.notify_all();
+    }
+  }
+
+  bool empty_hint() {
+    std::lock_guard lock(mutex_);
+    return queue_.empty();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_, room_, finished_;
+  std::deque<Command> queue_;
+  uint64_t pushed_ = 0, taken_ = 0;
+  std::atomic<uint64_t> done_{0};
+  std::string error_;
+  bool started_ = false, sleeping_ = false;
+};
+
+Executor& executor() {
+  static Executor* e = new Executor;
+  return *e;
+}
+
+std::atomic<bool> inline_mode{false};
+thread_local std::shared_ptr<Plan> recording;
+
+void hand_on(Command&& c) {
+  if (recording) {
+    // Memory of the Plan's own pool is owned by the Plan; holding it would stop the pool from reusing it within the recording.
+    std::vector<Storage*> outside;
+    for (Storage* s : c.held) {
+      if (s->pool == recording->pool.get()) s->release();
+      else outside.push_back(s);
+    }
+    c.held = std::move(outside);
+    recording->commands.push_back(std::move(c));
+    return;
+  }
+  if (inline_mode.load(std::memory_order_relaxed)) {
+    executor().wait_all();
+    std::string error;
+    c.run(error);
+    c.drop();
+    if (!error.empty()) executor().note_error(error);
+    return;
+  }
+  executor().push(std::move(c));
+}
+
+Storage* new_storage(int64_t bytes, Tag tag) {
+  if (recording) return allocate_storage(bytes, tag, recording->pool.get(), recording->pool);
+  return allocate_storage(bytes, tag, &host_pool(), nullptr);
+}
+
+int64_t view_bytes(const View& v) { return view_numel(v) * static_cast<int64_t>(dtype_bytes(v.dtype)); }
+
+void throw_pending() {
+  const std::string e = take_error();
+  if (!e.empty()) throw Error(Code::numeric, e);
+}
+
+void check_readable(const char* what) {
+  if (recording) throw Error(Code::plan, std::string("[") + what + "] values cannot be read or written while a Plan is recorded");
+}
+
+}  // namespace
+
+std::vector<Output> submit(int op, const Handle* in, int n_in, const double* attr, int n_attr) {
+  if (op < 0 || op >= op_count) throw Error(Code::internal, "[submit] unknown op " + std::to_string(op));
+  const OpSpec& spec = kOps[op];
+  Command c;
+  c.op = op;
+  c.attr.assign(attr, attr + n_attr);
+  c.in.resize(n_in);
+  c.held.reserve(n_in + spec.n_outputs);
+  std::vector<Output> result;
+  try {
+    if (n_attr != spec.n_attributes) throw Error(Code::internal, std::string("[") + spec.name + "] wrong number of attributes");
+    if (n_in < spec.n_inputs && !(spec.n_inputs == 1 && spec.inputs[0].variadic)) {
+      throw Error(Code::internal, std::string("[") + spec.name + "] wrong number of inputs");
+    }
+    for (int i = 0; i < n_in; i++) {
+      const InputSpec& input = spec.inputs[i < spec.n_inputs ? i : spec.n_inputs - 1];
+      if (in[i] == 0) {
+        if (!input.optional) throw Error(Code::shape, std::string("[") + spec.name + "] " + input.name + " is required");
+        continue;
+      }
+      Tensor t = table_get(in[i]);
+      c.held.push_back(t.storage);
+      c.in[i] = t.view;
+      const bool fine = is_contiguous(t.view) || (input.strided && is_row_strided(t.view));
+      if (fine) continue;
+      if (input.mutated || op == op_contiguous) {
+        if (op != op_contiguous) throw Error(Code::shape, std::string("[") + spec.name + "] " + input.name + " must be contiguous");
+        continue;
+      }
+      // A strided view where the kernel wants dense memory: a dense copy takes its place.
+      Output dense = submit(op_contiguous, &in[i], 1, nullptr, 0)[0];
+      Tensor d = table_get(dense.handle);
+      table_release(dense.handle);
+      c.held.back()->release();
+      c.held.back() = d.storage;
+      c.in[i] = d.view;
+    }
+    Infer infer{op, c.in.data(), n_in, attr, n_attr, {}};
+    shape_rule(op)(infer);
+    for (View& v : infer.outs) {
+      Storage* s = new_storage(view_bytes(v), Tag::activations);
+      v.data = s->data;
+      s->retain();
+      c.held.push_back(s);
+      c.out.push_back(v);
+      result.push_back({table_insert(s, v), v});
+    }
+  } catch (...) {
+    for (Output& o : result) table_release(o.handle);
+    c.drop();
+    throw;
+  }
+  c.kernel = cpu_kernel(op);
+  hand_on(std::move(c));
+  return result;
+}
+
+Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag) {
+  if (ndim < 0 || ndim > kMaxDims) throw Error(Code::shape, "[tensor] at most 6 dimensions, got " + std::to_string(ndim));
+  View v;
+  v.dtype = dtype;
+  v.ndim = ndim;
+  for (int i = 0; i < ndim; i++) {
+    if (shape[i] < 0) throw Error(Code::shape, "[tensor] negative dimension " + std::to_string(shape[i]));
+    v.shape[i] = shape[i];
+  }
+  fill_strides(v);
+  Storage* s = new_storage(view_bytes(v), tag);
+  v.data = s->data;
+  return table_insert(s, v);
+}
+
+void tensor_write(Handle h, const void* data, int64_t bytes) {
+  check_readable("tensor.write");
+  Tensor t = table_get(h);
+  if (!is_contiguous(t.view) || view_bytes(t.view) != bytes) {
+    const int64_t want = view_bytes(t.view);
+    t.storage->release();
+    throw Error(Code::shape, "[tensor.write] expected " + std::to_string(want) + " bytes into a contiguous tensor, got " + std::to_string(bytes));
+  }
+  auto copy = std::make_shared<std::vector<char>>(static_cast<const char*>(data), static_cast<const char*>(data) + bytes);
+  char* to = t.view.data;
+  Command c;
+  c.held.push_back(t.storage);
+  c.callback = [copy, to] {
+    if (!copy->empty()) std::memcpy(to, copy->data(), copy->size());
+  };
+  hand_on(std::move(c));
+}
+
+void tensor_read(Handle h, void* data, int64_t bytes) {
+  check_readable("tensor.read");
+  Tensor t = table_get(h);
+  if (!is_contiguous(t.view)) {
+    t.storage->release();
+    Output dense = submit(op_contiguous, &h, 1, nullptr, 0)[0];
+    try {
+      tensor_read(dense.handle, data, bytes);
+    } catch (...) {
+      table_release(dense.handle);
+      throw;
+    }
+    table_release(dense.handle);
+    return;
+  }
+  const int64_t want = view_bytes(t.view);
+  if (want != bytes) {
+    t.storage->release();
+    throw Error(Code::shape, "[tensor.read] the tensor has " + std::to_string(want) + " bytes, the buffer " + std::to_string(bytes));
+  }
+  // Memory of a Plan is written by whole replays, which only the queue's end marks.
+  if (t.storage->pool && t.storage->pool != &host_pool()) executor().wait_all();
+  else executor().wait(t.storage->last_use.load(std::memory_order_relaxed));
+  if (bytes > 0) std::memcpy(data, t.view.data, bytes);
+  t.storage->release();
+  throw_pending();
+}
+
+void wait_all() {
+  executor().wait_all();
+  throw_pending();
+}
+
+void fence(std::function<void()> callback) {
+  check_readable("fence");
+  Command c;
+  c.callback = std::move(callback);
+  if (inline_mode.load()) c.callback();
+  else executor().push(std::move(c));
+}
+
+std::string take_error() { return executor().take_error(); }
+
+void set_inline(bool on) {
+  executor().wait_all();
+  inline_mode.store(on);
+}
+
+bool is_inline() { return inline_mode.load(); }
+
+std::shared_ptr<Plan> plan_begin() {
+  if (recording) throw Error(Code::plan, "[plan] a Plan is being recorded on this thread already");
+  recording = std::make_shared<Plan>();
+  return recording;
+}
+
+void plan_end() { recording.reset(); }
+
+bool plan_recording() { return recording != nullptr; }
+
+void plan_run(const std::shared_ptr<Plan>& plan) {
+  check_readable("plan.run");
+  Command c;
+  // Every storage that the plan writes or reads from outside must wait for this run when it is read.
+  for (const Command& inner : plan->commands) {
+    for (Storage* s : inner.held) {
+      s->retain();
+      c.held.push_back(s);
+    }
+  }
+  c.callback = [plan] {
+    std::string error;
+    for (const Command& inner : plan->commands) inner.run(error);
+    if (!error.empty()) executor().note_error(error);
+  };
+  hand_on(std::move(c));
+}
+
+}  // namespace llm

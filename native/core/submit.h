@@ -1,0 +1,89 @@
+// Commands: an op with its resolved views. Made by submit() after the shape rule ran and the outputs were allocated; then run on
+// the executor thread (queued), at once (inline), or kept in a Plan (recording).
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/memory.h"
+#include "core/op.h"
+#include "core/table.h"
+
+namespace llm {
+
+// What a shape rule sees: checks the inputs, sets the outputs. Contiguous strides are filled in by out().
+class Infer {
+ public:
+  int op;
+  const View* in;
+  int n_in;
+  const double* attr;
+  int n_attr;
+  std::vector<View> outs;
+
+  bool has(int i) const { return i < n_in && in[i].ndim >= 0; }
+  int64_t dim(int i, int d) const;  // negative d counts from the end
+  void out(DType dtype, std::initializer_list<int64_t> shape);
+  void out_like(int i, DType dtype);
+  void out_like(int i) { out_like(i, in[i].dtype); }
+  DType dtype_attr(int i) const;
+
+  [[noreturn]] void fail_shape(int i, const std::string& expected) const;
+  void expect_ndim(int i, int ndim) const;
+  void expect_shape(int i, std::initializer_list<int64_t> shape) const;  // -1 = any
+  void expect_same_shape(int i, int j) const;
+  void expect_dtype(int i, DType dtype) const;
+  void expect_float(int i) const;
+  void expect_same_dtype(int i, int j) const;
+  void expect_attr(bool ok, const std::string& expected) const;
+};
+
+using ShapeRule = void (*)(Infer&);
+ShapeRule shape_rule(int op);
+
+struct Command {
+  int op = -1;
+  Kernel kernel = nullptr;
+  std::vector<View> in, out;
+  std::vector<double> attr;
+  std::vector<Storage*> held;     // retained until the command ran (or while its Plan lives)
+  std::function<void()> callback;  // op == -1: a host action in queue order (fence, upload)
+
+  Command() = default;
+  Command(Command&&) = default;
+  Command& operator=(Command&&) = default;
+  void run(std::string& error) const;
+  void drop();
+};
+
+struct Plan {
+  std::shared_ptr<PlanPool> pool = std::make_shared<PlanPool>();
+  std::vector<Command> commands;
+  ~Plan();
+};
+
+// Runs the op's shape rule, allocates its outputs and hands the command on. Returns the outputs' handles and views.
+struct Output {
+  Handle handle;
+  View view;
+};
+std::vector<Output> submit(int op, const Handle* in, int n_in, const double* attr, int n_attr);
+
+Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag);
+void tensor_write(Handle h, const void* data, int64_t bytes);  // in queue order; the data is copied at once
+void tensor_read(Handle h, void* data, int64_t bytes);         // waits for the commands that touch it; throws a pending error
+void wait_all();                                               // waits for the whole queue; throws a pending error
+void fence(std::function<void()> callback);                    // called on the executor thread when all before it ran
+std::string take_error();                                      // first pending data-dependent error, "" if none
+
+void set_inline(bool on);  // run commands on the calling thread (debugging, and processes that want one thread)
+bool is_inline();
+
+std::shared_ptr<Plan> plan_begin();  // from here this thread's commands are recorded, not run
+void plan_end();
+bool plan_recording();
+void plan_run(const std::shared_ptr<Plan>& plan);
+
+}  // namespace llm

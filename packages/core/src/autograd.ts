@@ -1,0 +1,235 @@
+/**
+ * Reverse-mode differentiation. Each differentiable op records a node with what its gradient needs; backward() walks the nodes from the
+ * youngest to the oldest, frees what each saved as soon as it ran, and adds the gradients of leaves into `leaf.grad` (always f32).
+ */
+import { LlmError, ShapeError } from "./errors.js";
+import * as raw from "./gen/ops.js";
+import { disownNode, ownNode, scope } from "./memory.js";
+import { empty, Tensor } from "./tensor.js";
+import { dtypes } from "./dtype.js";
+
+let enabled = true;
+let nextId = 0;
+
+/** Runs `fn` without recording gradients. Synchronous. */
+export function noGrad<T>(fn: () => T): T {
+  const before = enabled;
+  enabled = false;
+  try {
+    return fn();
+  } finally {
+    enabled = before;
+  }
+}
+
+/** Runs `fn` with recording on (inside noGrad too). */
+function withGrad<T>(fn: () => T): T {
+  const before = enabled;
+  enabled = true;
+  try {
+    return fn();
+  } finally {
+    enabled = before;
+  }
+}
+
+/** True where ops record gradients now. */
+export function gradEnabled(): boolean {
+  return enabled;
+}
+
+/** Whether a gradient has to flow into this tensor. */
+export const needsGrad = (t: Tensor | null | undefined): boolean => !!t && (t.requiresGrad || t.node !== undefined);
+
+/** Where the gradient of one input goes: a leaf, or an output of another node. */
+type Edge = { leaf: Tensor } | { node: Node; output: number } | undefined;
+
+export interface BackwardContext {
+  /** Whether input i wants a gradient; skip the work otherwise. */
+  needs(i: number): boolean;
+  /**
+   * Lets a gradient be added in place: for a leaf, `add(grad)` must do grad += …; for others a zeroed f32 tensor is handed in.
+   * Use for matrix products with beta = 1.
+   */
+  accumulate(i: number, shape: readonly number[], add: (grad: Tensor) => void): void;
+}
+
+/** Returns the gradient of each input (null = none, or already given to `accumulate`). `grads[o]` is null when output o was not used. */
+export type Backward = (grads: (Tensor | null)[], saved: Tensor[], context: BackwardContext) => (Tensor | null)[];
+
+/** One recorded op. */
+export class Node {
+  readonly id = nextId++;
+  readonly name: string;
+  readonly edges: Edge[];
+  saved: Tensor[];
+  backward: Backward | undefined;
+
+  constructor(name: string, edges: Edge[], saved: Tensor[], backward: Backward) {
+    this.name = name;
+    this.edges = edges;
+    this.saved = saved;
+    this.backward = backward;
+    ownNode(this);
+  }
+
+  /** Frees what the node saved; a later backward through it is an error. */
+  dispose(): void {
+    for (const tensor of this.saved) tensor.dispose();
+    this.saved = [];
+    this.backward = undefined;
+  }
+}
+
+/**
+ * Attaches outputs to the graph when recording is on and an input needs a gradient.
+ * @param saved  tensors that `backward` reads; held until it ran
+ * @param always record even when no input needs a gradient (parameters are used inside, as in checkpoint())
+ */
+export function record(name: string, outputs: Tensor[], inputs: readonly (Tensor | null)[], saved: readonly Tensor[], backward: Backward, always = false): void {
+  if (!enabled || !(always || inputs.some(needsGrad))) return;
+  const edges = inputs.map((t): Edge => {
+    if (!t) return undefined;
+    if (t.node) return { node: t.node, output: t.nodeOutput };
+    return t.requiresGrad ? { leaf: t } : undefined;
+  });
+  const held = saved.map((t) => {
+    const alias = t.alias();
+    alias.freeWhenCollected();
+    return alias;
+  });
+  const node = new Node(name, edges, held, backward);
+  outputs.forEach((t, i) => {
+    t.node = node;
+    t.nodeOutput = i;
+  });
+}
+
+const f32Code = dtypes.indexOf("f32");
+
+function leafGrad(leaf: Tensor, shape: readonly number[]): Tensor {
+  if (!leaf.grad) {
+    const grad = empty(shape, "f32", "gradients").keep();
+    raw.fill(grad, 0);
+    leaf.grad = grad;
+  }
+  return leaf.grad;
+}
+
+/** True for the gradient of the root, known to be one: lets losses skip a multiplication. */
+const unitGrads = new WeakSet<Tensor>();
+export const isUnitGrad = (t: Tensor): boolean => unitGrads.has(t);
+
+/**
+ * Adds d(sum of roots)/d(leaf) into `leaf.grad` for every leaf with requiresGrad that the roots depend on.
+ * @param roots  tensors to differentiate; usually one f32 [1] loss
+ * @param grads  gradient of each root; default ones (roots of one element only)
+ * @throws {LlmError} a part of the graph was freed already (backward ran twice)
+ */
+export function backward(roots: Tensor | Tensor[], grads?: Tensor[]): void {
+  const list = Array.isArray(roots) ? roots : [roots];
+  const pending = new Map<Node, (Tensor | null)[]>();
+  const give = (node: Node, output: number, grad: Tensor): void => {
+    const slots = pending.get(node);
+    if (!slots) {
+      const fresh: (Tensor | null)[] = [];
+      fresh[output] = grad;
+      pending.set(node, fresh);
+    } else if (slots[output]) {
+      const sum = raw.add(slots[output]!, grad).keep();
+      slots[output]!.dispose();
+      grad.dispose();
+      slots[output] = sum;
+    } else slots[output] = grad;
+  };
+
+  noGrad(() => {
+    list.forEach((root, i) => {
+      let grad = grads?.[i]?.alias();
+      if (!grad) {
+        if (root.size !== 1) throw new ShapeError(`[backward] a root of shape [${root.shape.join(", ")}] needs its gradient given`);
+        grad = empty(root.shape, root.dtype).keep();
+        raw.fill(grad, 1);
+        unitGrads.add(grad);
+      }
+      if (root.node) give(root.node, root.nodeOutput, grad);
+      else {
+        if (root.requiresGrad) raw.axpy(leafGrad(root, root.shape), grad, 1);
+        grad.dispose();
+      }
+    });
+    // Nodes can only depend on older ones, so the youngest pending node has all its gradients.
+    while (pending.size > 0) {
+      let node: Node | undefined;
+      for (const candidate of pending.keys()) if (!node || candidate.id > node.id) node = candidate;
+      runNode(node!, pending, give);
+    }
+  });
+}
+
+function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node: Node, output: number, grad: Tensor) => void): void {
+  const incoming = pending.get(node)!;
+  pending.delete(node);
+  const run = node.backward;
+  if (!run) throw new LlmError("INTERNAL", `[backward] the graph behind ${node.name} was freed; call backward() once per forward`);
+  for (let o = 0; o < incoming.length; o++) incoming[o] ??= null;
+  scope(() => {
+    const context: BackwardContext = {
+      needs: (i) => node.edges[i] !== undefined,
+      accumulate: (i, shape, add) => {
+        const edge = node.edges[i];
+        if (!edge) return;
+        if ("leaf" in edge) return add(leafGrad(edge.leaf, shape));
+        const grad = empty(shape, "f32", "gradients").keep();
+        raw.fill(grad, 0);
+        add(grad);
+        give(edge.node, edge.output, grad);
+      },
+    };
+    const out = run(incoming, node.saved, context);
+    node.edges.forEach((edge, i) => {
+      const grad = out[i];
+      if (!edge || !grad) return;
+      if ("leaf" in edge) {
+        if (edge.leaf.grad) raw.axpy(edge.leaf.grad, grad, 1);
+        else edge.leaf.grad = (grad.dtype === "f32" && !incoming.includes(grad) ? grad : raw.cast(grad, f32Code)).keep();
+      } else give(edge.node, edge.output, grad.alias());
+    });
+  });
+  for (const grad of incoming) grad?.dispose();
+  disownNode(node);
+  node.dispose();
+}
+
+/**
+ * Activation checkpointing: computes `fn` now without keeping intermediates and again during backward (Chen et al. 2016,
+ * arXiv:1604.06174). `fn` must be a pure function of its inputs and of parameters; random ops must be counter-based (dropout is).
+ */
+export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  if (!enabled) return fn(...inputs);
+  const output = noGrad(() => scope(() => fn(...inputs)));
+  const result = output.detach();
+  record(
+    "checkpoint",
+    [result],
+    inputs,
+    inputs,
+    ([grad], saved, context) => {
+      const leaves = saved.map((t, i) => {
+        const leaf = t.detach();
+        leaf.requiresGrad = context.needs(i);
+        return leaf;
+      });
+      const again = withGrad(() => fn(...leaves));
+      backward([again], [grad!]);
+      return leaves.map((leaf) => {
+        const g = leaf.grad;
+        leaf.grad = undefined;
+        if (!g) return null;
+        return g.dtype === leaf.dtype ? g : raw.cast(g, dtypes.indexOf(leaf.dtype));
+      });
+    },
+    true,
+  );
+  return result;
+}

@@ -1,0 +1,261 @@
+/** Finds, loads and talks to the native core. The only file that touches the addon. */
+import { createRequire } from "node:module";
+import { existsSync } from "node:fs";
+import { type DType, dtypes } from "./dtype.js";
+import {
+  DeviceError,
+  DisposedError,
+  DTypeError,
+  IoError,
+  LlmError,
+  type LlmErrorCode,
+  NumericError,
+  OptionsError,
+  OutOfMemoryError,
+  PlanError,
+  ShapeError,
+  UnsupportedError,
+} from "./errors.js";
+import { abi } from "./gen/ops.js";
+import { Tensor } from "./tensor.js";
+
+/** What memory is used for; appears in memory reports and out-of-memory messages. Order is shared with native/core/memory.h. */
+export type MemoryTag = "other" | "weights" | "gradients" | "optimizer" | "activations" | "kv" | "workspace";
+const tags: readonly MemoryTag[] = ["other", "weights", "gradients", "optimizer", "activations", "kv", "workspace"];
+
+/** Bytes held by the native core. */
+export interface MemoryReport {
+  liveBytes: number;
+  peakBytes: number;
+  cachedBytes: number;
+  /** 0 = no limit. */
+  limitBytes: number;
+  liveTensors: number;
+  byTag: Record<MemoryTag, number>;
+}
+
+export interface DoctorReport {
+  /** Instruction set in use, e.g. "avx512bf16"; LLM_CPU_ISA lowers it. */
+  isa: string;
+  detectedIsa: string;
+  threads: number;
+  /** Variant that each op runs: op name to "scalar" | "avx2" | …. */
+  kernels: Record<string, string>;
+  /** Path of the loaded addon. */
+  path: string;
+}
+
+interface Addon {
+  setup(i32: Int32Array, f64: Float64Array): number;
+  submit(op: number, inputs: number, attributes: number): number;
+  empty(dtype: number, ndim: number, tag: number): number;
+  map(path: string, offset: number, bytes: number, dtype: number, ndim: number, tag: number): number;
+  view(handle: number, ndim: number, offset: number): number;
+  alias(handle: number): number;
+  release(handle: number): boolean;
+  write(handle: number, data: ArrayBufferView): void;
+  read(handle: number, data: ArrayBufferView): void;
+  wait(): void;
+  fence(): Promise<void>;
+  memory(): MemoryReport;
+  memoryLimit(bytes: number): void;
+  memoryTrim(): void;
+  runInline(on: number): void;
+  planRecord(): number;
+  planStop(): void;
+  planReplay(plan: number): void;
+  planSize(plan: number): number;
+  planFree(plan: number): void;
+  doctor(): Omit<DoctorReport, "path">;
+}
+
+// Shared with the addon: handles and shapes in i32, attributes in f64.
+const i32 = new Int32Array(1 << 16);
+const f64 = new Float64Array(256);
+const intsPerOutput = 9;
+
+let addon: Addon | undefined;
+let addonPath = "";
+
+const errorClasses: Partial<Record<LlmErrorCode, new (m: string, d?: Record<string, unknown>) => LlmError>> = {
+  OPTIONS: OptionsError,
+  SHAPE: ShapeError,
+  DTYPE: DTypeError,
+  DEVICE: DeviceError,
+  OUT_OF_MEMORY: OutOfMemoryError,
+  DISPOSED: DisposedError,
+  UNSUPPORTED: UnsupportedError,
+  NUMERIC: NumericError,
+  PLAN: PlanError,
+  IO: IoError,
+};
+
+/** Rebuilds the addon's error as the LlmError subclass of its code, with the caller's stack. */
+function rethrow(error: unknown): never {
+  const { code, message } = error as { code?: LlmErrorCode; message: string };
+  const Class = code === undefined ? undefined : errorClasses[code];
+  throw Class ? new Class(message) : new LlmError("INTERNAL", message, {}, error);
+}
+
+function call<T>(fn: (a: Addon) => T): T {
+  const a = addon ?? load();
+  try {
+    return fn(a);
+  } catch (error) {
+    return rethrow(error);
+  }
+}
+
+/** Places where the addon may be, in order: LLM_NATIVE, then the platform package. */
+function candidates(): { path: string; why: string }[] {
+  const require = createRequire(import.meta.url);
+  const list: { path: string; why: string }[] = [];
+  const named = process.env["LLM_NATIVE"];
+  if (named) return [{ path: named, why: "LLM_NATIVE" }];
+  const packageName = `@llm/native-${process.platform}-${process.arch}`;
+  try {
+    list.push({ path: require.resolve(packageName), why: packageName });
+  } catch (error) {
+    list.push({ path: "", why: `${packageName}: ${(error as Error).message.split("\n")[0]}` });
+  }
+  return list;
+}
+
+const registryKey = Symbol.for("@llm/core.native");
+
+function load(): Addon {
+  const shared = globalThis as { [registryKey]?: { abi: number; url: string } };
+  const other = shared[registryKey];
+  if (other && other.url !== import.meta.url) {
+    throw new LlmError(
+      "DUPLICATE_CORE",
+      `[core] two copies of @llm/core are loaded: ${other.url} and ${import.meta.url}; run "npm dedupe" so that all packages share one`,
+      { first: other.url, second: import.meta.url },
+    );
+  }
+  const tried: string[] = [];
+  for (const { path, why } of candidates()) {
+    if (!path || !existsSync(path)) {
+      tried.push(path ? `${path}: no such file` : why);
+      continue;
+    }
+    let loaded: Addon;
+    try {
+      loaded = createRequire(import.meta.url)(path) as Addon;
+    } catch (error) {
+      tried.push(`${path}: ${(error as Error).message}`);
+      continue;
+    }
+    const found = loaded.setup(i32, f64);
+    if (found !== abi) {
+      tried.push(`${path}: built from another op table (${found}, this package needs ${abi})`);
+      continue;
+    }
+    shared[registryKey] = { abi, url: import.meta.url };
+    addonPath = path;
+    addon = loaded;
+    return loaded;
+  }
+  throw new LlmError(
+    "NATIVE_MISSING",
+    `[core] the native core could not be loaded:\n  ${tried.join("\n  ")}\nInstall @llm/native-${process.platform}-${process.arch}, or in the repository run: npm run build`,
+    { tried },
+  );
+}
+
+/** Runs one op of the table: hands over handles and attributes, wraps the outputs. Bare: no gradients. */
+export function submit(op: number, inputs: readonly (Tensor | null)[], attributes: readonly number[]): Tensor[] {
+  const a = addon ?? load();
+  for (let i = 0; i < inputs.length; i++) i32[i] = inputs[i] === null ? 0 : inputs[i]!.handle;
+  for (let i = 0; i < attributes.length; i++) f64[i] = attributes[i]!;
+  let count: number;
+  try {
+    count = a.submit(op, inputs.length, attributes.length);
+  } catch (error) {
+    return rethrow(error);
+  }
+  const outputs: Tensor[] = new Array(count);
+  for (let o = 0, at = 0; o < count; o++, at += intsPerOutput) {
+    const ndim = i32[at + 2]!;
+    const shape: number[] = new Array(ndim);
+    for (let d = 0; d < ndim; d++) shape[d] = i32[at + 3 + d]!;
+    outputs[o] = new Tensor(i32[at]!, dtypes[i32[at + 1]!]!, shape);
+  }
+  return outputs;
+}
+
+const putShape = (shape: readonly number[]) => {
+  for (let i = 0; i < shape.length; i++) i32[i] = shape[i]!;
+};
+
+/** Uninitialised memory. */
+export function nativeEmpty(dtype: DType, shape: readonly number[], tag: MemoryTag): number {
+  return call((a) => {
+    putShape(shape);
+    return a.empty(dtypes.indexOf(dtype), shape.length, tags.indexOf(tag));
+  });
+}
+
+/** A tensor on a file's bytes, mapped copy-on-write: nothing is read until it is touched. */
+export function nativeMap(path: string, offset: number, bytes: number, dtype: DType, shape: readonly number[], tag: MemoryTag): number {
+  return call((a) => {
+    putShape(shape);
+    return a.map(path, offset, bytes, dtypes.indexOf(dtype), shape.length, tags.indexOf(tag));
+  });
+}
+
+/** A view with its own shape and strides (in elements), `offset` elements from the start of `handle`'s view. */
+export function nativeView(handle: number, shape: readonly number[], strides: readonly number[], offset: number): number {
+  return call((a) => {
+    putShape(shape);
+    for (let i = 0; i < strides.length; i++) i32[shape.length + i] = strides[i]!;
+    return a.view(handle, shape.length, offset);
+  });
+}
+
+export const nativeAlias = (handle: number): number => call((a) => a.alias(handle));
+export const nativeRelease = (handle: number): boolean => call((a) => a.release(handle));
+export const nativeWrite = (handle: number, data: ArrayBufferView): void => call((a) => a.write(handle, data));
+export const nativeRead = (handle: number, data: ArrayBufferView): void => call((a) => a.read(handle, data));
+/** Resolves when everything queued so far has run; does not report data errors (the next read does). */
+export const nativeFence = (): Promise<void> => call((a) => a.fence());
+export const nativePlan = {
+  record: (): number => call((a) => a.planRecord()),
+  stop: (): void => call((a) => a.planStop()),
+  replay: (plan: number): void => call((a) => a.planReplay(plan)),
+  size: (plan: number): number => call((a) => a.planSize(plan)),
+  free: (plan: number): void => call((a) => a.planFree(plan)),
+};
+
+/** Waits until every queued command has run. @throws {NumericError} a command met bad data */
+export function synchronize(): void {
+  call((a) => a.wait());
+}
+
+/** Bytes in use, by purpose. */
+export function memory(): MemoryReport {
+  return call((a) => a.memory());
+}
+
+/** Caps the core's memory; an allocation beyond it throws OutOfMemoryError. 0 = no limit. */
+export function setMemoryLimit(bytes: number): void {
+  call((a) => a.memoryLimit(bytes));
+}
+
+/** Gives cached blocks back to the system. */
+export function trimMemory(): void {
+  call((a) => a.memoryTrim());
+}
+
+/**
+ * How commands run: "queued" (default) on the core's own thread, so that the event loop is never blocked; "inline" on the
+ * calling thread, for debugging.
+ */
+export function setExecution(mode: "queued" | "inline"): void {
+  call((a) => a.runInline(mode === "inline" ? 1 : 0));
+}
+
+/** What the native core is and which kernels it picked on this machine. */
+export function nativeDoctor(): DoctorReport {
+  return call((a) => ({ ...a.doctor(), path: addonPath }));
+}

@@ -1,0 +1,289 @@
+/** The one linear layer: what it stores, what is added to it, where it is placed are three fields, not subclasses. */
+import { noGrad, record } from "../autograd.js";
+import { type DType, dtypes } from "../dtype.js";
+import { ShapeError, UnsupportedError } from "../errors.js";
+import * as raw from "../gen/ops.js";
+import { scope } from "../memory.js";
+import { concatRows } from "../ops/elementwise.js";
+import { linear as linearOp, type LinearBase, type LowRank } from "../ops/linear.js";
+import type { Tensor } from "../tensor.js";
+
+const code = (dtype: DType): number => dtypes.indexOf(dtype);
+
+/** Full-precision weight [N, C]. */
+export interface DenseStorage {
+  kind: "dense";
+  weight: Tensor;
+}
+
+/**
+ * 4-bit weights in groups along C: w = (q − zero) · scale.
+ * q u8 [N, C/2], low nibble first; scales f32 [N, ceil(C/group)]; zeros u8, same shape (8 when symmetric).
+ */
+export interface W4Storage {
+  kind: "w4";
+  q: Tensor;
+  scales: Tensor;
+  zeros: Tensor;
+  group: number;
+  /** "exact" dequantizes to f32; "int8" also quantizes activations to 8 bits on the fly (faster, about 0.4 % relative error). @default "exact" */
+  compute?: "exact" | "int8";
+}
+
+/** 8-bit symmetric weights in groups along C: w = q · scale. q i8 [N, C], scales f32 [N, ceil(C/group)]. */
+export interface Q8Storage {
+  kind: "q8";
+  q: Tensor;
+  scales: Tensor;
+  group: number;
+  compute?: "exact" | "int8";
+}
+
+/** NF4 codes of the flattened weight in blocks, absmax per block in f32 (Dettmers et al. 2023, arXiv:2305.14314). */
+export interface Nf4Storage {
+  kind: "nf4";
+  q: Tensor;
+  absmax: Tensor;
+  block: number;
+}
+
+export type LinearStorage = DenseStorage | W4Storage | Q8Storage | Nf4Storage;
+
+/** A trainable low-rank update: y += scale · dropout(x) Aᵀ Bᵀ. */
+export interface LoraDelta {
+  kind: "lora";
+  name: string;
+  /** [r, C] */
+  a: Tensor;
+  /** [N, r] */
+  b: Tensor;
+  /** alpha / r, or alpha / √r for rsLoRA. */
+  scale: number;
+  /** Applied to x before A. Absent = no dropout. Called in every forward with the layer's own stream number. */
+  dropout?: (x: Tensor) => Tensor;
+}
+
+export type LinearDelta = LoraDelta;
+
+/** How a weight is spread over a mesh axis; used by tensor parallelism. */
+export interface Placement {
+  kind: "column" | "row" | "vocab";
+  axis: string;
+}
+
+/** What a factory is told about a linear that it makes. */
+export interface LinearShape {
+  outFeatures: number;
+  inFeatures: number;
+  bias: boolean;
+}
+
+/** The one seam where adapters, quantized weights and shards come in. `name` is the Hugging Face name without ".weight". */
+export type LinearFactory = (name: string, shape: LinearShape) => Linear;
+
+export interface LinearInit {
+  name: string;
+  outFeatures: number;
+  inFeatures: number;
+  storage: LinearStorage;
+  bias?: Tensor | null;
+  deltas?: readonly LinearDelta[];
+  placement?: Placement;
+}
+
+/** y = x Wᵀ + bias + Σ deltas. */
+export class Linear {
+  /** Hugging Face name, e.g. "model.layers.0.self_attn.q_proj". */
+  readonly name: string;
+  readonly outFeatures: number;
+  readonly inFeatures: number;
+  storage: LinearStorage;
+  bias: Tensor | null;
+  /** Adapters; several may be active at once. */
+  deltas: readonly LinearDelta[];
+  placement: Placement | undefined;
+  private packed: Tensor | undefined;
+
+  constructor(init: LinearInit) {
+    this.name = init.name;
+    this.outFeatures = init.outFeatures;
+    this.inFeatures = init.inFeatures;
+    this.storage = init.storage;
+    this.bias = init.bias ?? null;
+    this.deltas = init.deltas ?? [];
+    this.placement = init.placement;
+    const { storage } = init;
+    if (storage.kind === "dense") expectShape(`${init.name}.weight`, storage.weight, [init.outFeatures, init.inFeatures]);
+    if (init.bias) expectShape(`${init.name}.bias`, init.bias, [init.outFeatures]);
+  }
+
+  /** A linear that shares this one's tensors by reference, with some fields replaced. */
+  with(change: Partial<LinearInit>): Linear {
+    return new Linear({
+      name: this.name,
+      outFeatures: this.outFeatures,
+      inFeatures: this.inFeatures,
+      storage: this.storage,
+      bias: this.bias,
+      deltas: this.deltas,
+      ...(this.placement ? { placement: this.placement } : {}),
+      ...change,
+    });
+  }
+
+  /** @param x [T, C]  @returns [T, N] in x's dtype */
+  forward(x: Tensor): Tensor {
+    return linearOp(x, this.base(), lowRanks(x, [this], [0]));
+  }
+
+  /** What linearOp multiplies with; kernels' own layouts are made on first use and kept. */
+  base(): { weight: Tensor; bias: Tensor | null } | LinearBase {
+    const s = this.storage;
+    if (s.kind === "dense") return { weight: s.weight, bias: this.bias };
+    return {
+      forward: (x) => this.quantizedForward(x),
+      backward: (dy) => scope(() => raw.matmul(dy, this.dequantize(dy.dtype), null, 0, 0, code(dy.dtype))),
+    };
+  }
+
+  private quantizedForward(x: Tensor): Tensor {
+    const s = this.storage;
+    const bias = this.bias && this.bias.dtype !== x.dtype ? raw.cast(this.bias, code(x.dtype)) : this.bias;
+    switch (s.kind) {
+      case "w4":
+        this.packed ??= noGrad(() => raw.repackW4(s.q, s.scales, s.zeros, s.group)).keep();
+        return raw.linearW4(x, this.packed, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
+      case "q8":
+        this.packed ??= noGrad(() => raw.repackQ8(s.q, s.scales, s.group)).keep();
+        return raw.linearQ8(x, this.packed, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
+      case "nf4":
+        return scope(() => raw.matmul(x, this.dequantize(x.dtype), bias, 0, 1, code(x.dtype)));
+      case "dense":
+        throw new UnsupportedError("[linear] a dense weight has no quantized forward");
+    }
+  }
+
+  /** The weight as a dense tensor [N, C]; the stored one itself when dense. */
+  dequantize(dtype: DType): Tensor {
+    const s = this.storage;
+    switch (s.kind) {
+      case "dense":
+        return s.weight.dtype === dtype ? s.weight : raw.cast(s.weight, code(dtype));
+      case "w4":
+        return raw.dequantizeW4(s.q, s.scales, s.zeros, s.group, code(dtype));
+      case "q8":
+        return raw.dequantizeQ8(s.q, s.scales, s.group, code(dtype));
+      case "nf4":
+        return raw.dequantizeNf4(s.q, s.absmax, s.block, code(dtype), this.outFeatures, this.inFeatures);
+    }
+  }
+
+  /** Tensors that make up the storage, by the suffix of their name. */
+  storageTensors(): [suffix: string, tensor: Tensor][] {
+    const s = this.storage;
+    const list: [string, Tensor][] =
+      s.kind === "dense" ? [["weight", s.weight]]
+      : s.kind === "w4" ? [["q", s.q], ["scales", s.scales], ["zeros", s.zeros]]
+      : s.kind === "q8" ? [["q", s.q], ["scales", s.scales]]
+      : [["q", s.q], ["absmax", s.absmax]];
+    if (this.bias) list.push(["bias", this.bias]);
+    return list;
+  }
+
+  /** Bytes of weights as stored (without the kernels' own layout and without adapters). */
+  get storageBytes(): number {
+    return this.storageTensors().reduce((n, [, t]) => n + t.bytes, 0);
+  }
+
+  /** Frees the kernels' own layout; the stored tensors belong to the model. */
+  dispose(): void {
+    this.packed?.dispose();
+    this.packed = undefined;
+  }
+}
+
+function expectShape(name: string, tensor: Tensor, shape: readonly number[]): void {
+  if (tensor.shape.length === shape.length && shape.every((n, i) => n === tensor.shape[i])) return;
+  throw new ShapeError(`[linear] ${name} must be [${shape.join(", ")}], got [${tensor.shape.join(", ")}]`, { name, expected: shape, got: tensor.shape });
+}
+
+function lowRanks(x: Tensor, linears: readonly Linear[], offsets: readonly number[]): LowRank[] {
+  return linears.flatMap((l, i) =>
+    l.deltas.map((d): LowRank => {
+      const base = { a: d.a, b: d.b, scale: d.scale, offset: offsets[i]! };
+      return d.dropout ? { ...base, x: d.dropout(x) } : base;
+    }),
+  );
+}
+
+/**
+ * Linears that read the same input and whose outputs stand side by side: q, k, v; gate, up. Dense weights are kept in one buffer
+ * [ΣN, C], of which each linear's weight is a view, so that the group is one matrix product.
+ */
+export class LinearGroup {
+  readonly linears: readonly Linear[];
+  /** [ΣN, C] and [ΣN]; present when every member is dense. The trainable tensors are these, not the views. */
+  readonly fused: { weight: Tensor; bias: Tensor | null } | undefined;
+  readonly widths: readonly number[];
+  private readonly offsets: readonly number[];
+
+  /** @param fused buffers of which the members' weights are views; without them members run one by one */
+  constructor(linears: readonly Linear[], fused?: { weight: Tensor; bias: Tensor | null }) {
+    this.linears = linears;
+    this.fused = fused;
+    this.widths = linears.map((l) => l.outFeatures);
+    let at = 0;
+    this.offsets = this.widths.map((n) => (at += n) - n);
+  }
+
+  /** The group with its members replaced by `change`; the fused buffers stay while the members' storages are the same. */
+  map(change: (linear: Linear) => Linear): LinearGroup {
+    const linears = this.linears.map(change);
+    const untouched = linears.every((l, i) => l.storage === this.linears[i]!.storage && l.bias === this.linears[i]!.bias);
+    return new LinearGroup(linears, untouched ? this.fused : undefined);
+  }
+
+  /** @param x [T, C]  @returns [T, ΣN] */
+  forward(x: Tensor): Tensor {
+    if (this.fused) return linearOp(x, this.fused, lowRanks(x, this.linears, this.offsets));
+    return concatColumns(this.linears.map((l) => l.forward(x)));
+  }
+}
+
+/** Places [T, Nᵢ] side by side: [T, ΣN]; differentiable. */
+export function concatColumns(parts: readonly Tensor[]): Tensor {
+  if (parts.length === 1) return parts[0]!;
+  const y = raw.concatCols(parts);
+  const widths = parts.map((p) => p.dim(1));
+  record("concatColumns", [y], parts, [], ([dy]) => {
+    let at = 0;
+    return widths.map((n) => raw.contiguous(dy!.columns(at, (at += n))));
+  });
+  return y;
+}
+
+/**
+ * Makes a group from dense linears: copies their weights into one buffer and gives each a view of it.
+ * Linears of other storages are grouped without a fused buffer.
+ */
+export function fuseLinears(linears: readonly Linear[]): LinearGroup {
+  const dense = linears.every((l) => l.storage.kind === "dense" && l.deltas.length === 0);
+  const biases = linears.map((l) => l.bias);
+  const dtype = dense ? (linears[0]!.storage as DenseStorage).weight.dtype : undefined;
+  const alike = linears.every((l) => l.storage.kind === "dense" && l.storage.weight.dtype === dtype);
+  if (!dense || !alike || (biases.some(Boolean) && !biases.every(Boolean))) return new LinearGroup(linears);
+  return noGrad(() => {
+    const weight = concatRows(linears.map((l) => (l.storage as DenseStorage).weight)).keep();
+    const bias = biases[0] ? concatRows(biases as Tensor[]).keep() : null;
+    let at = 0;
+    const views = linears.map((l) => {
+      const start = at;
+      at += l.outFeatures;
+      return l.with({
+        storage: { kind: "dense", weight: weight.rows(start, at).keep() },
+        bias: bias ? bias.rows(start, at).keep() : null,
+      });
+    });
+    return new LinearGroup(views, { weight, bias });
+  });
+}

@@ -1,0 +1,7 @@
+export { BlockPool } from "./block-pool.js";
+export { SequenceBlocks } from "./block-table.js";
+export type { BlockCopy } from "./block-table.js";
+export { kvBlockBytes, kvBudgetSchema, kvDtypes, planKvBudget } from "./budget.js";
+export type { KvBudgetOptions, KvDtype } from "./budget.js";
+export { PrefixCache } from "./prefix-cache.js";
+export type { PrefixMatch, PrefixNode } from "./prefix-cache.js";

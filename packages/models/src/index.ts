@@ -1,0 +1,15 @@
+export type * from "./types.js";
+export { CausalLM, type CausalLMInit, createModel, CreateModelOptions, encodePrompt, loadModel, LoadModelOptions, modelSpec, SaveModelOptions, sequenceInputs } from "./model.js";
+export { Block, type BlockParts, createInputs, Decoder, type DecoderInputs, type DecoderParts, type ForwardOptions, type Norm } from "./decoder.js";
+export { findModelDefinition, modelDefinitions } from "./arch/index.js";
+export type { DecoderSpec, FusedRows, LayerNames, ModelDefinition } from "./arch/spec.js";
+export { parseRope, ropeFrequencies, type RopeSpec, ropeTables } from "./rope.js";
+export { ContiguousCache } from "./attention-cache.js";
+export { type AwqConfig, awqObstacle, type CanonicalW4, packAwq, parseAwqConfig, unpackAwq } from "./awq-format.js";
+export { Generation } from "./generate.js";
+export { GenerateOptionsSchema, parseGenerateOptions, type ResolvedGenerateOptions, samplingParameters, seedWords } from "./generate-options.js";
+export * from "./tokenizer/index.js";
+export { namedTemplates, renderChatTemplate, type NamedTemplate, type RenderChatTemplateOptions } from "./chat-template.js";
+export { pullDataset, pullModel, resolveModelFolder } from "./hub/pull.js";
+export { PullOptions, type PullProgress } from "./hub/options.js";
+export { StopMatcher } from "./stop.js";

@@ -1,0 +1,14 @@
+export { createClient } from "./client.js";
+export type { Client, ClientEvent, ClientOptions, ClientRequestOptions } from "./client.js";
+export type { Engine, EngineEvent, EngineHealth, EngineRequest, EngineStats } from "./engine-types.js";
+export { createFetchHandler } from "./http-fetch.js";
+export { serverSchema } from "./http-options.js";
+export type { FetchHandlerOptions, ServerOptions } from "./http-options.js";
+export { openApiDocument } from "./openai/openapi.js";
+export type { StepEntry, StepPlan } from "./scheduler-plan.js";
+export type { FinishReason, ScheduleRequest, SequenceState } from "./scheduler-sequence.js";
+export { Sequence } from "./scheduler-sequence.js";
+export { Scheduler, schedulerSchema } from "./scheduler.js";
+export type { SchedulerOptions, SchedulerStats, StepResult } from "./scheduler.js";
+export { createServer } from "./server.js";
+export type { Server } from "./server.js";
