@@ -1,9 +1,14 @@
 // Loader hooks of run-ts.mjs: `.ts` files are transpiled one by one, and a relative `./x.js` falls back to `./x.ts`.
+// With LLM_FROM_SOURCE=1 the packages' sources are used instead of their dist folders.
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import ts from "typescript";
 
+const root = new URL("..", import.meta.url);
+
 export async function resolve(specifier, context, next) {
+  const name = /^@llm\/(?!native-)([\w-]+)$/.exec(specifier)?.[1];
+  if (name && process.env.LLM_FROM_SOURCE === "1") return next(new URL(`packages/${name}/src/index.ts`, root).href, context);
   try {
     return await next(specifier, context);
   } catch (error) {

@@ -18,7 +18,7 @@ constexpr int64_t kBlockColumns = 256;     // columns of a task (its B block of 
 constexpr int64_t kBlockRows = 512;        // most rows of a task: B is packed again for each block of rows
 constexpr int64_t kSharedBytes = 64 << 20; // most bytes of A packed at once
 constexpr int kStreamRows = 8;             // up to so many rows B is streamed instead of packed
-int stream_rows = getenv("SR")?atoi(getenv("SR")):16;               // the same when B's rows are contiguous along k (a linear layer)
+constexpr int kDotRows = 16;               // the same when B is stored [n, k] (a linear layer)
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -221,7 +221,7 @@ void gemm(const GemmArgs& g) {
   if (g.m <= 0 || g.n <= 0) return;
   const GemmKernels* kernels = gemm_kernels();
   if (kernels == nullptr) return gemm_reference(g);
-  const int most_rows = g.trans_b ? stream_rows : kStreamRows;
+  const int most_rows = g.trans_b ? kDotRows : kStreamRows;
   if (g.m <= most_rows || g.k <= 0) {
     const int few = static_cast<int>(std::min<int64_t>(g.m, most_rows));
     GemmArgs part = g;

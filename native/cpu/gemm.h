@@ -9,8 +9,9 @@
 // in pairs and flushes subnormals.
 //
 // Determinism: the order of every sum over k depends on (m, n, k), the operand types and the instruction set only: never on the
-// number of threads, on pointers or on leading dimensions. With m > 8 and n > 8 (f32 path) each element of C is one chain of
-// fused multiply-adds in the order of k, so it does not depend on m or n either. With m <= 8 rows do not depend on m.
+// number of threads, on pointers or on leading dimensions. Few rows (m <= 16 with trans_b, m <= 8 without) stream B, unpacked: a
+// row of C does not depend on m there. Otherwise (n > 8 or trans_a) each element of C is one chain of fused multiply-adds in the
+// order of k (of pairs of k with the bf16 dot instruction), so it depends on neither m nor n.
 #pragma once
 
 #include <cstdint>

@@ -9,33 +9,42 @@ import { empty, Tensor } from "./tensor.js";
 import { dtypes } from "./dtype.js";
 
 let enabled = true;
+/** Inside the first pass of checkpoint(): recording is off, but the pass will run again with it on. */
+let replayed = false;
 let nextId = 0;
 
 /** Runs `fn` without recording gradients. Synchronous. */
 export function noGrad<T>(fn: () => T): T {
-  const before = enabled;
-  enabled = false;
+  return recording(false, false, fn);
+}
+
+function recording<T>(on: boolean, again: boolean, fn: () => T): T {
+  const before = [enabled, replayed] as const;
+  enabled = on;
+  replayed = again;
   try {
     return fn();
   } finally {
-    enabled = before;
+    [enabled, replayed] = before;
   }
 }
 
 /** Runs `fn` with recording on (inside noGrad too). */
 function withGrad<T>(fn: () => T): T {
-  const before = enabled;
-  enabled = true;
-  try {
-    return fn();
-  } finally {
-    enabled = before;
-  }
+  return recording(true, false, fn);
 }
 
 /** True where ops record gradients now. */
 export function gradEnabled(): boolean {
   return enabled;
+}
+
+/**
+ * True in a forward pass whose gradient will be asked for: where ops record, and in the first pass of checkpoint(), which records only
+ * when it runs again. Dropout acts there and nowhere else.
+ */
+export function trainingForward(): boolean {
+  return enabled || replayed;
 }
 
 /** Whether a gradient has to flow into this tensor. */
@@ -187,13 +196,17 @@ function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node:
       },
     };
     const out = run(incoming, node.saved, context);
+    // A leaf's gradient is added to in place later, so it must own its memory: what others see too is copied.
+    const shared = new Set(incoming);
     node.edges.forEach((edge, i) => {
       const grad = out[i];
       if (!edge || !grad) return;
       if ("leaf" in edge) {
         if (edge.leaf.grad) raw.axpy(edge.leaf.grad, grad, 1);
-        else edge.leaf.grad = (grad.dtype === "f32" && !incoming.includes(grad) ? grad : raw.cast(grad, f32Code)).keep();
+        else if (grad.dtype !== "f32" || shared.has(grad) || grad.strides) edge.leaf.grad = raw.cast(grad, f32Code).keep();
+        else edge.leaf.grad = node.saved.includes(grad) ? grad.detach().keep() : grad.keep();
       } else give(edge.node, edge.output, grad.alias());
+      shared.add(grad);
     });
   });
   for (const grad of incoming) grad?.dispose();
@@ -207,7 +220,7 @@ function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node:
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   if (!enabled) return fn(...inputs);
-  const output = noGrad(() => scope(() => fn(...inputs)));
+  const output = recording(false, true, () => scope(() => fn(...inputs)));
   const result = output.detach();
   record(
     "checkpoint",

@@ -130,7 +130,8 @@ export class BlockPool {
     let cachedCount = 0;
     let before = this.blockCount;
     for (let block = this.#next[this.blockCount]!; block !== this.blockCount; block = this.#next[block]!) {
-      if (block < 0 || block > this.blockCount || seen[block] === 1) throw fault("checkIntegrity", `free list broken at ${block}`);
+      if (block < 0 || block > this.blockCount || seen[block] === 1)
+        throw fault("checkIntegrity", `free list broken at ${block}`);
       if (this.#previous[block] !== before) throw fault("checkIntegrity", `back link of ${block} is wrong`);
       if (this.#references[block] !== 0) throw fault("checkIntegrity", `block ${block} is free and used`);
       if (this.#cached[block] === 1) cachedCount++;
@@ -140,7 +141,8 @@ export class BlockPool {
     }
     if (this.#previous[this.blockCount] !== before) throw fault("checkIntegrity", "tail of the free list is wrong");
     if (count !== this.#freeCount) throw fault("checkIntegrity", `freeCount is ${this.#freeCount}, list has ${count}`);
-    if (cachedCount !== this.#cachedFreeCount) throw fault("checkIntegrity", `cachedFreeCount is ${this.#cachedFreeCount}, list has ${cachedCount}`);
+    if (cachedCount !== this.#cachedFreeCount)
+      throw fault("checkIntegrity", `cachedFreeCount is ${this.#cachedFreeCount}, list has ${cachedCount}`);
     for (let block = 0; block < this.blockCount; block++) {
       if (seen[block] === 0 && this.#references[block]! < 1) throw fault("checkIntegrity", `block ${block} is lost`);
     }

@@ -45,67 +45,81 @@ test("a table must have its cache's block size", () => {
 });
 
 describe("random lives of many sequences", () => {
-  test.each(Array.from({ length: 12 }, (_, i) => i + 1))("leak nothing, and every position keeps its token (seed %i)", (seed) => {
-    let state = seed;
-    const next = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 4294967296;
-    const integer = (low: number, high: number) => low + Math.floor(next() * (high - low + 1));
-    const blockSize = integer(1, 5);
-    const pool = new BlockPool(integer(8, 40));
-    const cache = new PrefixCache(pool, blockSize);
-    const memory = new Int32Array(pool.blockCount * blockSize);
-    interface Life {
-      table: SequenceBlocks;
-      tokens: number[];
-      salt: string;
-    }
-    let lives: Life[] = [];
-    let hits = 0;
-    const write = (life: Life, from: number) => {
-      const copies = life.table.reserve(life.tokens.length, from);
-      if (copies === undefined) return false;
-      for (const { source, target } of copies) memory.copyWithin(target * blockSize, source * blockSize, (source + 1) * blockSize);
-      for (let p = from; p < life.tokens.length; p++) memory[life.table.slot(p)] = life.tokens[p]!;
-      life.table.registerComputed(life.tokens, life.tokens.length);
-      return true;
-    };
-    for (let step = 0; step < 1500; step++) {
-      const choice = next();
-      const life = lives[integer(0, lives.length - 1)];
-      if (choice < 0.35 || life === undefined) {
-        const salt = next() < 0.3 ? "x" : "";
-        const created: Life = { table: new SequenceBlocks(pool, blockSize, cache, salt), tokens: Array.from({ length: integer(1, 14) }, () => integer(0, 1)), salt };
-        const hit = created.table.matchPrefix(created.tokens);
-        hits += hit;
-        expect(hit).toBeLessThan(created.tokens.length);
-        if (write(created, hit)) lives.push(created);
-        else created.table.release();
-      } else if (choice < 0.6) {
-        const from = life.tokens.length;
-        const grown = { ...life, tokens: [...life.tokens, integer(0, 1)] };
-        if (write(grown, from)) life.tokens = grown.tokens;
-      } else if (choice < 0.75) {
-        const length = integer(1, life.tokens.length);
-        const child: Life = { table: life.table.fork(length - 1), tokens: [...life.tokens.slice(0, length - 1), integer(0, 1)], salt: life.salt };
-        if (next() < 0.3) {
+  test.each(Array.from({ length: 12 }, (_, i) => i + 1))(
+    "leak nothing, and every position keeps its token (seed %i)",
+    (seed) => {
+      let state = seed;
+      const next = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 4294967296;
+      const integer = (low: number, high: number) => low + Math.floor(next() * (high - low + 1));
+      const blockSize = integer(1, 5);
+      const pool = new BlockPool(integer(8, 40));
+      const cache = new PrefixCache(pool, blockSize);
+      const memory = new Int32Array(pool.blockCount * blockSize);
+      interface Life {
+        table: SequenceBlocks;
+        tokens: number[];
+        salt: string;
+      }
+      let lives: Life[] = [];
+      let hits = 0;
+      const write = (life: Life, from: number) => {
+        const copies = life.table.reserve(life.tokens.length, from);
+        if (copies === undefined) return false;
+        for (const { source, target } of copies)
+          memory.copyWithin(target * blockSize, source * blockSize, (source + 1) * blockSize);
+        for (let p = from; p < life.tokens.length; p++) memory[life.table.slot(p)] = life.tokens[p]!;
+        life.table.registerComputed(life.tokens, life.tokens.length);
+        return true;
+      };
+      for (let step = 0; step < 1500; step++) {
+        const choice = next();
+        const life = lives[integer(0, lives.length - 1)];
+        if (choice < 0.35 || life === undefined) {
+          const salt = next() < 0.3 ? "x" : "";
+          const created: Life = {
+            table: new SequenceBlocks(pool, blockSize, cache, salt),
+            tokens: Array.from({ length: integer(1, 14) }, () => integer(0, 1)),
+            salt,
+          };
+          const hit = created.table.matchPrefix(created.tokens);
+          hits += hit;
+          expect(hit).toBeLessThan(created.tokens.length);
+          if (write(created, hit)) lives.push(created);
+          else created.table.release();
+        } else if (choice < 0.6) {
+          const from = life.tokens.length;
+          const grown = { ...life, tokens: [...life.tokens, integer(0, 1)] };
+          if (write(grown, from)) life.tokens = grown.tokens;
+        } else if (choice < 0.75) {
+          const length = integer(1, life.tokens.length);
+          const child: Life = {
+            table: life.table.fork(length - 1),
+            tokens: [...life.tokens.slice(0, length - 1), integer(0, 1)],
+            salt: life.salt,
+          };
+          if (next() < 0.3) {
+            life.table.release();
+            lives = lives.filter((other) => other !== life);
+          }
+          if (write(child, length - 1)) lives.push(child);
+          else child.table.release();
+        } else {
           life.table.release();
           lives = lives.filter((other) => other !== life);
         }
-        if (write(child, length - 1)) lives.push(child);
-        else child.table.release();
-      } else {
-        life.table.release();
-        lives = lives.filter((other) => other !== life);
+        pool.checkIntegrity();
+        cache.checkIntegrity();
+        for (const { table, tokens } of lives)
+          if (tokens.some((token, p) => memory[table.slot(p)] !== token))
+            throw new Error(`step ${step}: a token was overwritten`);
       }
+      expect(hits).toBeGreaterThan(0);
+      for (const { table } of lives) table.release();
+      expect(pool.usedCount).toBe(0);
+      cache.clear();
+      expect(cache.nodeCount).toBe(0);
+      expect(pool.cachedFreeCount).toBe(0);
       pool.checkIntegrity();
-      cache.checkIntegrity();
-      for (const { table, tokens } of lives) if (tokens.some((token, p) => memory[table.slot(p)] !== token)) throw new Error(`step ${step}: a token was overwritten`);
-    }
-    expect(hits).toBeGreaterThan(0);
-    for (const { table } of lives) table.release();
-    expect(pool.usedCount).toBe(0);
-    cache.clear();
-    expect(cache.nodeCount).toBe(0);
-    expect(pool.cachedFreeCount).toBe(0);
-    pool.checkIntegrity();
-  });
+    },
+  );
 });

@@ -8,6 +8,8 @@ export interface BlockCopy {
   target: number;
 }
 
+const noCopies: readonly BlockCopy[] = Object.freeze([]);
+
 /**
  * The block table of one sequence: which blocks hold the keys and values of its tokens, in order.
  * Position p lives in slot `blocks[⌊p / blockSize⌋] · blockSize + p mod blockSize`.
@@ -22,6 +24,7 @@ export class SequenceBlocks {
   /** Full blocks already offered to the prefix cache. */
   #registered = 0;
   #released = false;
+  #copyCount = 0;
 
   /**
    * @param cache  prefix cache over the same pool; absent = nothing is shared
@@ -29,7 +32,10 @@ export class SequenceBlocks {
    */
   constructor(pool: BlockPool, blockSize: number, cache?: PrefixCache, salt = "") {
     if (cache !== undefined && cache.blockSize !== blockSize) {
-      throw new LlmError("INTERNAL", `[SequenceBlocks] blockSize must be the cache's ${cache.blockSize}, got ${blockSize}`);
+      throw new LlmError(
+        "INTERNAL",
+        `[SequenceBlocks] blockSize must be the cache's ${cache.blockSize}, got ${blockSize}`,
+      );
     }
     this.blockSize = blockSize;
     this.#pool = pool;
@@ -40,6 +46,11 @@ export class SequenceBlocks {
   /** Block ids in order of position. */
   get blocks(): readonly number[] {
     return this.#blocks;
+  }
+
+  /** Blocks replaced so far by copy on write. While it stays the same, `blocks` only grows. */
+  get copyCount(): number {
+    return this.#copyCount;
   }
 
   /** Tokens that fit into the blocks held now. */
@@ -64,8 +75,9 @@ export class SequenceBlocks {
 
   /** Blocks that `reserve(tokenCount, writeFrom)` would take from the pool. */
   blocksNeeded(tokenCount: number, writeFrom = tokenCount): number {
-    const missing = Math.max(0, Math.ceil(tokenCount / this.blockSize) - this.#blocks.length);
-    return missing + this.#sharedFrom(writeFrom).length;
+    let needed = Math.max(0, Math.ceil(tokenCount / this.blockSize) - this.#blocks.length);
+    for (let i = Math.floor(writeFrom / this.blockSize); i < this.#blocks.length; i++) if (this.#isShared(i)) needed++;
+    return needed;
   }
 
   /**
@@ -73,27 +85,33 @@ export class SequenceBlocks {
    * has other holders, or that the prefix cache promises to others, is replaced by a fresh one (copy on write).
    * @returns the copies to do before writing, or `undefined` when the pool has too few blocks; then nothing has changed
    */
-  reserve(tokenCount: number, writeFrom = tokenCount): BlockCopy[] | undefined {
+  reserve(tokenCount: number, writeFrom = tokenCount): readonly BlockCopy[] | undefined {
     this.#live("reserve");
-    const shared = this.#sharedFrom(writeFrom);
-    const missing = Math.max(0, Math.ceil(tokenCount / this.blockSize) - this.#blocks.length);
-    if (missing + shared.length > this.#pool.freeCount) return undefined;
+    const needed = this.blocksNeeded(tokenCount, writeFrom);
+    if (needed === 0) return noCopies;
+    if (needed > this.#pool.freeCount) return undefined;
     const copies: BlockCopy[] = [];
-    for (const index of shared) {
-      const source = this.#blocks[index]!;
+    for (let i = Math.floor(writeFrom / this.blockSize); i < this.#blocks.length; i++) {
+      if (!this.#isShared(i)) continue;
+      const source = this.#blocks[i]!;
       const target = this.#pool.allocate()!;
       this.#pool.release(source);
-      this.#blocks[index] = target;
+      this.#blocks[i] = target;
+      this.#copyCount++;
       copies.push({ source, target });
     }
-    for (let i = 0; i < missing; i++) this.#blocks.push(this.#pool.allocate()!);
+    while (this.capacity < tokenCount) this.#blocks.push(this.#pool.allocate()!);
     return copies;
   }
 
   /** Slot of a position in the cache tensors. */
   slot(position: number): number {
     const block = this.#blocks[Math.floor(position / this.blockSize)];
-    if (block === undefined) throw new LlmError("INTERNAL", `[SequenceBlocks.slot] position ${position} is outside the ${this.capacity} reserved`);
+    if (block === undefined)
+      throw new LlmError(
+        "INTERNAL",
+        `[SequenceBlocks.slot] position ${position} is outside the ${this.capacity} reserved`,
+      );
     return block * this.blockSize + (position % this.blockSize);
   }
 
@@ -105,7 +123,12 @@ export class SequenceBlocks {
     if (full <= this.#registered) return;
     this.#node ??= this.#cache.pinRoot(this.#salt);
     for (; this.#registered < full; this.#registered++) {
-      this.#node = this.#cache.extend(this.#node, tokens, this.#registered * this.blockSize, this.#blocks[this.#registered]!);
+      this.#node = this.#cache.extend(
+        this.#node,
+        tokens,
+        this.#registered * this.blockSize,
+        this.#blocks[this.#registered]!,
+      );
     }
   }
 
@@ -115,7 +138,11 @@ export class SequenceBlocks {
    */
   fork(tokenCount: number): SequenceBlocks {
     this.#live("fork");
-    if (tokenCount > this.capacity) throw new LlmError("INTERNAL", `[SequenceBlocks.fork] expected at most ${this.capacity} tokens, got ${tokenCount}`);
+    if (tokenCount > this.capacity)
+      throw new LlmError(
+        "INTERNAL",
+        `[SequenceBlocks.fork] expected at most ${this.capacity} tokens, got ${tokenCount}`,
+      );
     const child = new SequenceBlocks(this.#pool, this.blockSize, this.#cache, this.#salt);
     child.#blocks = this.#blocks.slice(0, Math.ceil(tokenCount / this.blockSize));
     for (const block of child.#blocks) this.#pool.retain(block);
@@ -139,14 +166,10 @@ export class SequenceBlocks {
     this.#node = undefined;
   }
 
-  /** Indices of held blocks at or after a position that must not be written. */
-  #sharedFrom(position: number): number[] {
-    const indices: number[] = [];
-    for (let i = Math.floor(position / this.blockSize); i < this.#blocks.length; i++) {
-      const block = this.#blocks[i]!;
-      if (this.#pool.references(block) > 1 || this.#pool.isCached(block)) indices.push(i);
-    }
-    return indices;
+  /** Whether the block at an index of the table must not be written. */
+  #isShared(index: number): boolean {
+    const block = this.#blocks[index]!;
+    return this.#pool.references(block) > 1 || this.#pool.isCached(block);
   }
 
   #live(where: string): void {

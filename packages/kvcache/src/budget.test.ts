@@ -7,7 +7,9 @@ const shape = { blockSize: 16, layers: 32, kvHeads: 8, headDim: 128 };
 test("a fraction takes that share of the free memory", () => {
   // Llama-3.1-8B: 128 KiB a token in bf16
   expect(kvBlockBytes({ ...shape, dtype: "bf16" })).toBe(16 * 128 * 1024);
-  expect(planKvBudget({ ...shape, dtype: "bf16", freeBytes: 10 * 2 ** 30, maxEntryCount: 0.8 })).toBe(Math.floor((0.8 * 10 * 2 ** 30) / (2 * 2 ** 20)));
+  expect(planKvBudget({ ...shape, dtype: "bf16", freeBytes: 10 * 2 ** 30, maxEntryCount: 0.8 })).toBe(
+    Math.floor((0.8 * 10 * 2 ** 30) / (2 * 2 ** 20)),
+  );
   expect(planKvBudget({ ...shape, freeBytes: 10 * 2 ** 30 })).toBe(4096);
 });
 

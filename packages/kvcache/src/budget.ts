@@ -16,7 +16,10 @@ export const kvBudgetSchema = v.strictObject({
   maxEntryCount: v.optional(
     v.pipe(
       v.number(),
-      v.check((value) => (value > 0 && value < 1) || (value >= 1 && Number.isSafeInteger(value)), "expected a fraction in (0, 1) or a whole number of blocks"),
+      v.check(
+        (value) => (value > 0 && value < 1) || (value >= 1 && Number.isSafeInteger(value)),
+        "expected a fraction in (0, 1) or a whole number of blocks",
+      ),
     ),
     0.8,
   ),
@@ -35,7 +38,9 @@ export type KvBudgetOptions = v.InferInput<typeof kvBudgetSchema>;
  * Bytes of one block over all layers:
  * blockSize · layers · kvHeads · 2 · (headDim · bytes(dtype) + 8 if int8).
  */
-export function kvBlockBytes(options: Pick<v.InferOutput<typeof kvBudgetSchema>, "blockSize" | "layers" | "kvHeads" | "headDim" | "dtype">): number {
+export function kvBlockBytes(
+  options: Pick<v.InferOutput<typeof kvBudgetSchema>, "blockSize" | "layers" | "kvHeads" | "headDim" | "dtype">,
+): number {
   const perHead = options.headDim * elementBytes[options.dtype] + (options.dtype === "int8" ? 8 : 0);
   return options.blockSize * options.layers * options.kvHeads * 2 * perHead;
 }
@@ -49,7 +54,8 @@ export function kvBlockBytes(options: Pick<v.InferOutput<typeof kvBudgetSchema>,
 export function planKvBudget(options: KvBudgetOptions): number {
   const plan = parseOptions(kvBudgetSchema, options, "planKvBudget");
   const blockBytes = kvBlockBytes(plan);
-  const count = plan.maxEntryCount < 1 ? Math.floor((plan.freeBytes * plan.maxEntryCount) / blockBytes) : plan.maxEntryCount;
+  const count =
+    plan.maxEntryCount < 1 ? Math.floor((plan.freeBytes * plan.maxEntryCount) / blockBytes) : plan.maxEntryCount;
   if (count < 1 || count * blockBytes > plan.freeBytes) {
     throw new OutOfMemoryError(
       `[planKvBudget] expected room for ${Math.max(count, 1)} block(s) of ${blockBytes} bytes, got ${plan.freeBytes} free bytes; ` +

@@ -5,3 +5,5 @@ export { kvBlockBytes, kvBudgetSchema, kvDtypes, planKvBudget } from "./budget.j
 export type { KvBudgetOptions, KvDtype } from "./budget.js";
 export { PrefixCache } from "./prefix-cache.js";
 export type { PrefixMatch, PrefixNode } from "./prefix-cache.js";
+export { PagedCache } from "./paged-cache.js";
+export type { PagedCacheOptions, PagedStep } from "./paged-cache.js";

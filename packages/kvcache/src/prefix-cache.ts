@@ -55,7 +55,8 @@ export class PrefixCache {
     if (!Number.isSafeInteger(blockSize) || blockSize < 1) {
       throw new OptionsError(`[PrefixCache] blockSize must be an integer ≥ 1, got ${blockSize}`, { blockSize });
     }
-    if (pool.onEvict !== undefined) throw new OptionsError("[PrefixCache] expected a pool without a prefix cache, got one that has one");
+    if (pool.onEvict !== undefined)
+      throw new OptionsError("[PrefixCache] expected a pool without a prefix cache, got one that has one");
     this.blockSize = blockSize;
     this.#pool = pool;
     this.#nodeOfBlock = Array.from({ length: pool.blockCount }, () => undefined);
@@ -153,11 +154,14 @@ export class PrefixCache {
       if (node.parent !== undefined && !alive.has(node.parent)) throw fault(`node ${node.serial} lost its parent`);
       if (node.references < (children.get(node) ?? 0)) throw fault(`node ${node.serial} has too few references`);
       if (node.block < 0 && node.references === 0) throw fault(`node ${node.serial} is dead but kept`);
-      if (node.block >= 0 && this.#nodeOfBlock[node.block] !== node) throw fault(`block ${node.block} does not point back`);
+      if (node.block >= 0 && this.#nodeOfBlock[node.block] !== node)
+        throw fault(`block ${node.block} does not point back`);
     }
     this.#nodeOfBlock.forEach((node, block) => {
-      if (this.#pool.isCached(block) !== (node !== undefined)) throw fault(`block ${block}: the pool's mark and the cache differ`);
-      if (node !== undefined && (node.block !== block || !alive.has(node))) throw fault(`block ${block} points at a stale node`);
+      if (this.#pool.isCached(block) !== (node !== undefined))
+        throw fault(`block ${block}: the pool's mark and the cache differ`);
+      if (node !== undefined && (node.block !== block || !alive.has(node)))
+        throw fault(`block ${block} points at a stale node`);
     });
   }
 

@@ -163,6 +163,8 @@ const mostParsed = 32;
  * Renders a conversation with a Jinja template as transformers' `apply_chat_template(tokenize=False)`: blocks are trimmed,
  * `tojson` writes what Python's json.dumps(ensure_ascii=False) does, `strftime_now` and `raise_exception` are there,
  * `{% generation %}` is transparent. Arguments of tool calls that are JSON text of an object are parsed first.
+ * The engine differs from Python's in what `{{ x }}` prints for a value that is no text or number: `true` for True, nothing
+ * for None; and it has no dictionaries with keys other than text.
  * @throws {FormatError} the template is not valid Jinja, or fails on this conversation
  * @throws {OptionsError} the template refuses the conversation (`raise_exception`); `data.reason` is its message
  * @see https://huggingface.co/docs/transformers/chat_templating

@@ -5,6 +5,7 @@ import {
   attention,
   checkpoint,
   denseHead,
+  dtypes,
   type Head,
   Linear,
   LinearGroup,
@@ -20,6 +21,7 @@ import {
   swiglu,
   type Tensor,
   tensor,
+  UnsupportedError,
 } from "@llm/core";
 import type { DecoderSpec } from "./arch/spec.js";
 import { ropeDependsOnLength, ropeTables } from "./rope.js";
@@ -185,10 +187,20 @@ export class Decoder {
   headFor(): Head {
     if (!this.head) return denseHead(this.embed.weight);
     const head = this.head;
-    if (head.storage.kind === "dense" && head.deltas.length === 0) return denseHead(head.storage.weight);
+    const deltas = head.deltas.filter((d) => d.active !== false);
+    if (head.storage.kind === "dense" && deltas.length === 0) return denseHead(head.storage.weight);
     return {
       logits: (x) => head.forward(x),
-      backward: (dlogits) => scope(() => native.matmul(dlogits, head.dequantize(dlogits.dtype), null, 0, 0, 0)),
+      backward: (dlogits) =>
+        scope(() => {
+          const dx = native.matmul(dlogits, head.dequantize(dlogits.dtype), null, 0, 0, 0);
+          for (const d of deltas) {
+            if (d.a.requiresGrad || d.b.requiresGrad) throw new UnsupportedError(`[decoder] adapter "${d.name}" on the output head cannot be trained`);
+            const [a, b] = [d.a, d.b].map((t) => native.cast(t, dtypes.indexOf(dlogits.dtype))) as [Tensor, Tensor];
+            native.matmulAcc(dx, native.matmul(dlogits, b, null, 0, 0, dtypes.indexOf(dlogits.dtype)), a, 0, 0, d.scale, 1);
+          }
+          return dx;
+        }),
     };
   }
 

@@ -52,13 +52,13 @@ export class Generation {
       this.heldIds.push(id);
       if (logprob) this.heldLogprobs.push(logprob);
       const piece = this.decode.push(id);
-      text = this.stop ? this.stop.push(piece) : piece;
+      text = this.stop ? this.stop.push(piece).text : piece;
       if (this.stop?.stopped) this.reason = "stop";
       else if (this.outputIds.length >= this.limit) this.reason = "length";
     } else this.reason = "stop";
     if (this.finished && !this.stop?.stopped) {
       const rest = this.decode.end();
-      text += this.stop ? this.stop.push(rest) + this.stop.end() : rest;
+      text += this.stop ? this.stop.push(rest).text + this.stop.end() : rest;
     }
     return this.emit(text);
   }

@@ -32,6 +32,8 @@ export type LoadModelOptions = v.InferInput<typeof LoadModelOptions>;
 export const SaveModelOptions = v.strictObject({
   /** Dtype of dense weights; default as they are. */
   dtype: v.optional(floats),
+  /** What to do with active adapters: refuse, or write the merged weights, one tensor at a time. @default "refuse" */
+  adapters: v.optional(v.picklist(["refuse", "merge"]), "refuse"),
   /** Largest weight file, as bytes or text ("2GB"). @default "5GB" */
   maxShardSize: v.optional(v.union([v.number(), v.string()]), "5GB"),
 });
@@ -134,11 +136,11 @@ export class CausalLM implements LanguageModel {
    * @throws {UnsupportedError} adapters that are not merged, or weights that no checkpoint format holds
    */
   async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
-    const { dtype, maxShardSize } = parseOptions(SaveModelOptions, options, "saveModel");
+    const { dtype, maxShardSize, adapters } = parseOptions(SaveModelOptions, options, "saveModel");
     await mkdir(folder, { recursive: true });
     const stored = this.decoder.embed.weight.dtype;
     const names: Record<string, string> = { f32: "float32", bf16: "bfloat16", f16: "float16" };
-    const sources = [...checkpointTensors(this.decoder, this.definition, dtype)];
+    const sources = [...checkpointTensors(this.decoder, this.definition, dtype, adapters === "merge")];
     const config = { ...this.config, torch_dtype: names[dtype ?? stored] };
     delete (config as Record<string, unknown>)["dtype"];
     await this.tokenizer.save(folder);

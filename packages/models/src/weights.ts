@@ -222,12 +222,21 @@ function joinRows(f: FusedRows, members: readonly Tensor[]): Tensor {
   return native.gatherRows(native.concatRows(members), tensor(where));
 }
 
-function* linearSources(l: Linear, dtype: DType | undefined): Generator<SafetensorsSource> {
-  if (l.deltas.length > 0) {
-    throw new UnsupportedError(`[saveModel] ${l.name} carries an adapter: merge it (mergeLora) or save the adapter alone (saveLora)`, { name: l.name });
+/** @throws {UnsupportedError} adapters that are not to be merged, or cannot be */
+function checkAdapters(l: Linear, merge: boolean): void {
+  if (l.deltas.length === 0) return;
+  if (!merge) {
+    throw new UnsupportedError(`[saveModel] ${l.name} carries an adapter: merge it (mergeLora, or the option adapters: "merge") or save the adapter alone (saveLora)`, { name: l.name });
   }
+  if (l.storage.kind !== "dense" && l.deltas.some((d) => d.active !== false)) {
+    throw new UnsupportedError(`[saveModel] ${l.name} is stored as ${l.storage.kind}: merge its adapter with mergeLora(model, { base: "dequantized" }) first`, { name: l.name });
+  }
+}
+
+function* linearSources(l: Linear, dtype: DType | undefined, merge: boolean): Generator<SafetensorsSource> {
+  checkAdapters(l, merge);
   const s = l.storage;
-  if (s.kind === "dense") yield lazy(`${l.name}.weight`, dtype ?? s.weight.dtype, s.weight.shape, () => s.weight.detach());
+  if (s.kind === "dense") yield lazy(`${l.name}.weight`, dtype ?? s.weight.dtype, s.weight.shape, () => l.mergedWeight(dtype ?? s.weight.dtype).detach());
   else if (s.kind === "w4") {
     const { outFeatures: N, inFeatures: K } = l;
     const groups = K / s.group;
@@ -246,9 +255,10 @@ function* linearSources(l: Linear, dtype: DType | undefined): Generator<Safetens
 /**
  * Every weight as the checkpoint stores it, for writeSafetensors: fused forms joined again, W4 linears in the AWQ layout.
  * @param dtype  of dense weights; default as they are
- * @throws {UnsupportedError} a storage that no checkpoint format here holds (q8, nf4), or an adapter that was not merged
+ * @param merge  write W + Σ s·B·A where linears carry active adapters, one tensor at a time
+ * @throws {UnsupportedError} a storage that no checkpoint format here holds (q8, nf4), or an adapter that is not to be merged
  */
-export function* checkpointTensors(decoder: Decoder, definition: ModelDefinition, dtype?: DType): Generator<SafetensorsSource> {
+export function* checkpointTensors(decoder: Decoder, definition: ModelDefinition, dtype?: DType, merge = false): Generator<SafetensorsSource> {
   const plain = (name: string, t: Tensor): SafetensorsSource => lazy(name, dtype ?? t.dtype, t.shape, () => t.detach());
   yield plain(`${decoder.embed.name}.weight`, decoder.embed.weight);
   for (const [i, b] of decoder.blocks.entries()) {
@@ -257,17 +267,18 @@ export function* checkpointTensors(decoder: Decoder, definition: ModelDefinition
     const byName = new Map(b.linears().map((l) => [l.name, l]));
     for (const f of fused) {
       const members = f.parts.map((p) => byName.get(p.linear)!);
-      const odd = members.find((l) => l.storage.kind !== "dense" || l.deltas.length > 0);
-      if (odd) throw new UnsupportedError(`[saveModel] ${odd.name} is part of the fused tensor ${f.name} and must be dense, without adapters`, { name: odd.name });
+      const odd = members.find((l) => l.storage.kind !== "dense");
+      if (odd) throw new UnsupportedError(`[saveModel] ${odd.name} is part of the fused tensor ${f.name} and must be dense`, { name: odd.name });
+      for (const l of members) checkAdapters(l, merge);
       const weights = members.map((l) => (l.storage as { weight: Tensor }).weight);
       const rows = weights.reduce((n, t) => n + t.dim(0), 0);
-      yield lazy(`${f.name}.weight`, dtype ?? weights[0]!.dtype, [rows, weights[0]!.dim(1)], () => joinRows(f, weights));
+      yield lazy(`${f.name}.weight`, dtype ?? weights[0]!.dtype, [rows, weights[0]!.dim(1)], () => joinRows(f, members.map((l, m) => l.mergedWeight(weights[m]!.dtype))));
       const biases = members.map((l) => l.bias);
       if (biases.every((t) => t !== null)) yield lazy(`${f.name}.bias`, dtype ?? biases[0]!.dtype, [rows], () => joinRows(f, biases as Tensor[]));
     }
-    for (const l of b.linears()) if (!inFused.has(l.name)) yield* linearSources(l, dtype);
+    for (const l of b.linears()) if (!inFused.has(l.name)) yield* linearSources(l, dtype, merge);
     for (const n of b.norms()) yield plain(`${n.name}.weight`, n.weight);
   }
   yield plain(`${decoder.norm.name}.weight`, decoder.norm.weight);
-  if (decoder.head) yield* linearSources(decoder.head, dtype);
+  if (decoder.head) yield* linearSources(decoder.head, dtype, merge);
 }

@@ -58,14 +58,21 @@ export interface Client {
 interface WireChunk {
   error?: { message?: string; code?: string | null };
   choices?: { delta?: { content?: string | null }; text?: string; finish_reason?: string | null }[];
-  usage?: { prompt_tokens: number; completion_tokens: number; prompt_tokens_details?: { cached_tokens?: number } } | null;
+  usage?: {
+    prompt_tokens: number;
+    completion_tokens: number;
+    prompt_tokens_details?: { cached_tokens?: number };
+  } | null;
 }
 
 /** A small streaming client. @throws {OptionsError} */
 export function createClient(options: ClientOptions = {}): Client {
   const { baseUrl, apiKey, model } = parseOptions(clientSchema, options, "createClient");
   const root = baseUrl.replace(/\/+$/, "").replace(/\/v1$/, "");
-  const headers = { "content-type": "application/json", ...(apiKey !== undefined && { authorization: `Bearer ${apiKey}` }) };
+  const headers = {
+    "content-type": "application/json",
+    ...(apiKey !== undefined && { authorization: `Bearer ${apiKey}` }),
+  };
   let firstModel: Promise<string> | undefined;
 
   async function send(path: string, init: RequestInit): Promise<Response> {
@@ -102,12 +109,18 @@ export function createClient(options: ClientOptions = {}): Client {
 
   async function modelName(): Promise<string> {
     if (model !== undefined) return model;
-    firstModel ??= models().then(([first]) => first ?? Promise.reject(new NetworkError(`[client] ${root} serves no model`, { url: root })));
+    firstModel ??= models().then(
+      ([first]) => first ?? Promise.reject(new NetworkError(`[client] ${root} serves no model`, { url: root })),
+    );
     firstModel.catch(() => (firstModel = undefined));
     return firstModel;
   }
 
-  async function* stream(path: string, body: Record<string, unknown>, requestOptions: ClientRequestOptions): AsyncGenerator<ClientEvent> {
+  async function* stream(
+    path: string,
+    body: Record<string, unknown>,
+    requestOptions: ClientRequestOptions,
+  ): AsyncGenerator<ClientEvent> {
     const parsed = parseOptions(clientRequestSchema, requestOptions, "client");
     const response = await send(path, {
       method: "POST",
@@ -138,16 +151,25 @@ export function createClient(options: ClientOptions = {}): Client {
     for await (const data of readServerSentEvents(response.body as unknown as AsyncIterable<Uint8Array>)) {
       if (data === "[DONE]") break;
       const chunk = JSON.parse(data) as WireChunk;
-      if (chunk.error !== undefined) throw new NetworkError(`[client] the answer broke off: ${chunk.error.message ?? "unknown error"}`, { url: root + path, code: chunk.error.code ?? undefined });
+      if (chunk.error !== undefined)
+        throw new NetworkError(`[client] the answer broke off: ${chunk.error.message ?? "unknown error"}`, {
+          url: root + path,
+          code: chunk.error.code ?? undefined,
+        });
       if (chunk.usage != null) {
-        usage = { promptTokens: chunk.usage.prompt_tokens, completionTokens: chunk.usage.completion_tokens, cachedTokens: chunk.usage.prompt_tokens_details?.cached_tokens ?? 0 };
+        usage = {
+          promptTokens: chunk.usage.prompt_tokens,
+          completionTokens: chunk.usage.completion_tokens,
+          cachedTokens: chunk.usage.prompt_tokens_details?.cached_tokens ?? 0,
+        };
       }
       const choice = chunk.choices?.[0];
       const text = choice?.delta?.content ?? choice?.text ?? "";
       if (text !== "") yield { type: "text-delta", text };
       reason = choice?.finish_reason ?? reason;
     }
-    if (reason === undefined) throw new NetworkError("[client] the connection closed in the middle of the answer", { url: root + path });
+    if (reason === undefined)
+      throw new NetworkError("[client] the connection closed in the middle of the answer", { url: root + path });
     yield { type: "finish", reason, usage };
   }
 

@@ -11,7 +11,10 @@ import { ApiError } from "./openai/errors.js";
  * @param engine  one engine, or several by model name
  * @throws {OptionsError}
  */
-export function createFetchHandler(engine: Engine | Record<string, Engine>, options: FetchHandlerOptions = {}): (request: Request) => Promise<Response> {
+export function createFetchHandler(
+  engine: Engine | Record<string, Engine>,
+  options: FetchHandlerOptions = {},
+): (request: Request) => Promise<Response> {
   const settings = parseOptions(fetchHandlerSchema, options, "createFetchHandler");
   const handler = new ApiHandler(namedEngines(engine, settings.modelName), settings);
   return async (request) => {
@@ -23,7 +26,8 @@ export function createFetchHandler(engine: Engine | Record<string, Engine>, opti
       signal: request.signal,
     });
     const { status, headers, body } = response;
-    if (typeof body === "string") return new Response(status === 204 || request.method === "HEAD" ? null : body, { status, headers });
+    if (typeof body === "string")
+      return new Response(status === 204 || request.method === "HEAD" ? null : body, { status, headers });
     const encoder = new TextEncoder();
     const stream = new ReadableStream<Uint8Array>({
       async pull(controller) {

@@ -43,15 +43,27 @@ export class ApiHandler {
     this.#settings = settings;
     this.#keys = [settings.apiKey ?? []].flat().map(digest);
     this.metrics = new ServerMetrics(engines);
-    const get = (path: string, handler: Handler): Route => ({ method: "GET", path, name: path.endsWith("/") && path !== "/" ? `${path}{id}` : path, handler });
+    const get = (path: string, handler: Handler): Route => ({
+      method: "GET",
+      path,
+      name: path.endsWith("/") && path !== "/" ? `${path}{id}` : path,
+      handler,
+    });
     const post = (path: string, handler: Handler): Route => ({ method: "POST", path, name: path, handler });
     this.#routes = [
-      get("/", () => text(200, "text/html; charset=utf-8", apiPage(), { "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'" })),
+      get("/", () =>
+        text(200, "text/html; charset=utf-8", apiPage(), {
+          "content-security-policy":
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'",
+        }),
+      ),
       get("/health", () => this.#health()),
       get("/metrics", () => text(200, "text/plain; version=0.0.4; charset=utf-8", this.metrics.render())),
       get("/version", () => json(200, { version })),
       get("/openapi.json", () => json(200, openApiDocument(version, this.#keys.length > 0))),
-      get("/v1/models", () => json(200, { object: "list", data: [...this.#engines.keys()].map((name) => this.#modelEntry(name)) })),
+      get("/v1/models", () =>
+        json(200, { object: "list", data: [...this.#engines.keys()].map((name) => this.#modelEntry(name)) }),
+      ),
       get("/v1/models/", (_, name) => json(200, this.#modelEntry(this.#modelName(name)))),
       post("/v1/chat/completions", (request) => this.#chat(request)),
       post("/v1/completions", (request) => this.#completions(request)),
@@ -85,7 +97,8 @@ export class ApiHandler {
     if (this.#settings.corsOrigin !== undefined) {
       response.headers["access-control-allow-origin"] = this.#settings.corsOrigin;
       response.headers["access-control-allow-methods"] = "GET, POST, OPTIONS";
-      response.headers["access-control-allow-headers"] = request.header("access-control-request-headers") ?? "authorization, content-type";
+      response.headers["access-control-allow-headers"] =
+        request.header("access-control-request-headers") ?? "authorization, content-type";
       response.headers["access-control-expose-headers"] = "x-request-id, retry-after";
       response.headers.vary = "origin, access-control-request-headers";
     }
@@ -101,7 +114,10 @@ export class ApiHandler {
     this.#draining = true;
     if (this.#active.size === 0) return;
     const idle = new Promise<void>((resolve) => (this.#idle = resolve));
-    const timer = setTimeout(() => this.abortAll(new ApiError(503, "the server is shutting down", { code: "shutting_down" })), timeoutMs);
+    const timer = setTimeout(
+      () => this.abortAll(new ApiError(503, "the server is shutting down", { code: "shutting_down" })),
+      timeoutMs,
+    );
     await idle;
     clearTimeout(timer);
   }
@@ -119,10 +135,15 @@ export class ApiHandler {
     for (const route of this.#routes) {
       const prefix = route.path.length > 1 && route.path.endsWith("/");
       if (prefix ? !(path.startsWith(route.path) && path.length > route.path.length) : path !== route.path) continue;
-      if (route.method === method) return { route, parameter: prefix ? decodeParameter(path.slice(route.path.length)) : "" };
+      if (route.method === method)
+        return { route, parameter: prefix ? decodeParameter(path.slice(route.path.length)) : "" };
       allowed.push(route.method);
     }
-    if (allowed.length > 0) throw new ApiError(405, `${request.path} takes ${allowed.join(", ")}, not ${request.method}`, { code: "method_not_allowed", headers: { allow: allowed.join(", ") } });
+    if (allowed.length > 0)
+      throw new ApiError(405, `${request.path} takes ${allowed.join(", ")}, not ${request.method}`, {
+        code: "method_not_allowed",
+        headers: { allow: allowed.join(", ") },
+      });
     throw new ApiError(404, `there is no route ${request.path}; GET / shows all`, { code: "not_found" });
   }
 
@@ -134,24 +155,37 @@ export class ApiHandler {
     let valid = false;
     for (const key of this.#keys) if (timingSafeEqual(key, given)) valid = true;
     if (valid) return;
-    throw new ApiError(401, header === "" ? "an API key is needed: Authorization: Bearer …" : "the API key is wrong", { code: "invalid_api_key", headers: { "www-authenticate": "Bearer" } });
+    throw new ApiError(401, header === "" ? "an API key is needed: Authorization: Bearer …" : "the API key is wrong", {
+      code: "invalid_api_key",
+      headers: { "www-authenticate": "Bearer" },
+    });
   }
 
   #health(): ApiResponse {
     for (const [model, engine] of this.#engines) {
       const health = engine.health();
-      if (health.status === "dead") return json(503, { status: "dead", model, error: health.error ?? "the engine has stopped" });
+      if (health.status === "dead")
+        return json(503, { status: "dead", model, error: health.error ?? "the engine has stopped" });
     }
     return this.#draining ? json(503, { status: "draining" }) : json(200, { status: "ok" });
   }
 
   #modelEntry(id: string): ModelEntry {
-    return { id, object: "model", created: this.#created, owned_by: "llm", max_model_len: this.#engines.get(id)!.maxTokens };
+    return {
+      id,
+      object: "model",
+      created: this.#created,
+      owned_by: "llm",
+      max_model_len: this.#engines.get(id)!.maxTokens,
+    };
   }
 
   #modelName(name: string): string {
     if (this.#engines.has(name)) return name;
-    throw new ApiError(404, `the model '${name}' does not exist; served: ${[...this.#engines.keys()].join(", ")}`, { param: "model", code: "model_not_found" });
+    throw new ApiError(404, `the model '${name}' does not exist; served: ${[...this.#engines.keys()].join(", ")}`, {
+      param: "model",
+      code: "model_not_found",
+    });
   }
 
   async #body(request: ApiRequest): Promise<Record<string, unknown>> {
@@ -164,12 +198,26 @@ export class ApiHandler {
 
   async #chat(request: ApiRequest): Promise<ApiResponse> {
     const body: ChatRequest = parseChatRequest(await this.#body(request));
-    return this.#generate(request, body, "chatcmpl-", (engine) => ({ requests: chatEngineRequests(engine, body) }), completeChat, streamChat);
+    return this.#generate(
+      request,
+      body,
+      "chatcmpl-",
+      (engine) => ({ requests: chatEngineRequests(engine, body) }),
+      completeChat,
+      streamChat,
+    );
   }
 
   async #completions(request: ApiRequest): Promise<ApiResponse> {
     const body: CompletionRequest = parseCompletionRequest(await this.#body(request));
-    return this.#generate(request, body, "cmpl-", (engine) => completionEngineRequests(engine, body), completeText, streamText);
+    return this.#generate(
+      request,
+      body,
+      "cmpl-",
+      (engine) => completionEngineRequests(engine, body),
+      completeText,
+      streamText,
+    );
   }
 
   /** What both endpoints share: admission, the answer's head, and the life of the abort controller. */
@@ -183,10 +231,16 @@ export class ApiHandler {
   ): Promise<ApiResponse> {
     const model = this.#modelName(body.model);
     const engine = this.#engines.get(model)!;
-    if (this.#draining) throw new ApiError(503, "the server is shutting down", { code: "shutting_down", headers: { "retry-after": "1" } });
+    if (this.#draining)
+      throw new ApiError(503, "the server is shutting down", {
+        code: "shutting_down",
+        headers: { "retry-after": "1" },
+      });
     const health = engine.health();
-    if (health.status === "dead") throw new ApiError(503, `the engine has stopped: ${health.error ?? "unknown reason"}`, { code: "engine_dead" });
-    if (this.#active.size >= this.#settings.maxQueue) throw queueFull(`the server works on ${this.#active.size} requests already; try again`);
+    if (health.status === "dead")
+      throw new ApiError(503, `the engine has stopped: ${health.error ?? "unknown reason"}`, { code: "engine_dead" });
+    if (this.#active.size >= this.#settings.maxQueue)
+      throw queueFull(`the server works on ${this.#active.size} requests already; try again`);
     const job: GenerationJob & TExtra = {
       ...prepare(engine),
       engine,
@@ -194,7 +248,12 @@ export class ApiHandler {
       stream: body.stream,
       includeUsage: body.stream_options?.include_usage === true,
       observer: this.metrics.observe(model),
-      head: { id: idPrefix + randomBytes(15).toString("base64url"), created: Math.floor(Date.now() / 1000), model, systemFingerprint: `fp_${digest(`${version}/${model}`).toString("hex").slice(0, 10)}` },
+      head: {
+        id: idPrefix + randomBytes(15).toString("base64url"),
+        created: Math.floor(Date.now() / 1000),
+        model,
+        systemFingerprint: `fp_${digest(`${version}/${model}`).toString("hex").slice(0, 10)}`,
+      },
     };
     const controller = new AbortController();
     const onClose = () => controller.abort(request.signal.reason);
@@ -224,20 +283,35 @@ export class ApiHandler {
       finish();
       throw error;
     }
-    return { status: 200, headers: { "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no" }, body: events(first, iterator, controller, finish) };
+    return {
+      status: 200,
+      headers: {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache",
+        "x-accel-buffering": "no",
+      },
+      body: events(first, iterator, controller, finish),
+    };
   }
 
   #failure(error: unknown, requestId: string, route: string): ApiResponse {
     const failure = toApiError(error);
     if (failure.status >= 500) this.#report(failure, requestId, route);
-    return { status: failure.status, headers: { "content-type": "application/json; charset=utf-8", ...failure.headers }, body: failure.toJson() };
+    return {
+      status: failure.status,
+      headers: { "content-type": "application/json; charset=utf-8", ...failure.headers },
+      body: failure.toJson(),
+    };
   }
 
   #report(failure: ApiError, requestId: string, route: string): void {
     const { onError } = this.#settings;
     const cause = failure.cause ?? failure;
     if (onError !== undefined) onError(cause, { requestId, route });
-    else process.stderr.write(`[serve] ${route} ${requestId}: ${failure.message}${cause === failure ? "" : ` (${String(cause)})`}\n`);
+    else
+      process.stderr.write(
+        `[serve] ${route} ${requestId}: ${failure.message}${cause === failure ? "" : ` (${String(cause)})`}\n`,
+      );
   }
 
   /** Turns a failure in the middle of a stream into an event that OpenAI's clients throw as an error, and ends the stream. */
@@ -264,7 +338,12 @@ export class ApiHandler {
 }
 
 /** The rest of a stream whose first item was asked for already. Leaving it early aborts the work behind it. */
-function events(first: Promise<IteratorResult<string>>, iterator: AsyncGenerator<string>, controller: AbortController, finish: () => void): AsyncIterableIterator<string> {
+function events(
+  first: Promise<IteratorResult<string>>,
+  iterator: AsyncGenerator<string>,
+  controller: AbortController,
+  finish: () => void,
+): AsyncIterableIterator<string> {
   let pending: Promise<IteratorResult<string>> | undefined = first;
   return {
     [Symbol.asyncIterator]() {

@@ -11,7 +11,12 @@ const HIGH_WATER_CHARACTERS = 64 * 1024;
 const LINGER_MS = 2000;
 
 /** Serves one exchange of node:http. Never rejects. */
-export async function handleNodeRequest(handler: ApiHandler, incoming: IncomingMessage, outgoing: ServerResponse, pingIntervalMs: number): Promise<void> {
+export async function handleNodeRequest(
+  handler: ApiHandler,
+  incoming: IncomingMessage,
+  outgoing: ServerResponse,
+  pingIntervalMs: number,
+): Promise<void> {
   const controller = new AbortController();
   outgoing.on("error", () => undefined);
   outgoing.on("close", () => {
@@ -34,7 +39,10 @@ export async function handleNodeRequest(handler: ApiHandler, incoming: IncomingM
   }
   if (!incoming.complete) lingerAndClose(incoming, outgoing);
   if (typeof body === "string") {
-    outgoing.writeHead(status, status === 204 ? headers : { ...headers, "content-length": String(Buffer.byteLength(body)) });
+    outgoing.writeHead(
+      status,
+      status === 204 ? headers : { ...headers, "content-length": String(Buffer.byteLength(body)) },
+    );
     outgoing.end(incoming.method === "HEAD" ? undefined : body);
     return;
   }
@@ -50,16 +58,24 @@ export function answerClientError(error: NodeJS.ErrnoException, socket: Socket):
     return;
   }
   const status = error.code === "HPE_HEADER_OVERFLOW" ? 431 : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? 408 : 400;
-  const body = new ApiError(status, `the request is not valid HTTP: ${error.message}`, { code: "malformed_request" }).toJson();
+  const body = new ApiError(status, `the request is not valid HTTP: ${error.message}`, {
+    code: "malformed_request",
+  }).toJson();
   const reason = { 400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large" }[status];
-  socket.end(`HTTP/1.1 ${status} ${reason}\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`);
+  socket.end(
+    `HTTP/1.1 ${status} ${reason}\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+  );
 }
 
 /**
  * Writes a stream of events. What arrives within one turn of the event loop, which is what one engine step gives to a
  * connection, goes out as one write. A reader that does not keep up stops the pulling, never the engine.
  */
-async function pump(body: AsyncIterableIterator<string>, outgoing: ServerResponse, pingIntervalMs: number): Promise<void> {
+async function pump(
+  body: AsyncIterableIterator<string>,
+  outgoing: ServerResponse,
+  pingIntervalMs: number,
+): Promise<void> {
   let buffer = "";
   let scheduled = false;
   const flush = () => {
@@ -107,7 +123,9 @@ async function readBody(incoming: IncomingMessage, limit: number): Promise<Uint8
       } else chunks.push(chunk);
     });
     incoming.on("end", () => resolve(Buffer.concat(chunks)));
-    incoming.on("error", (error) => reject(new ApiError(400, `the body ended early: ${error.message}`, { code: "truncated_body" })));
+    incoming.on("error", (error) =>
+      reject(new ApiError(400, `the body ended early: ${error.message}`, { code: "truncated_body" })),
+    );
     incoming.on("close", () => reject(new ApiError(400, "the body ended early", { code: "truncated_body" })));
   });
 }

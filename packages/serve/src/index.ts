@@ -1,8 +1,8 @@
-export { createClient } from "./client.js";
+export { clientRequestSchema, clientSchema, createClient } from "./client.js";
 export type { Client, ClientEvent, ClientOptions, ClientRequestOptions } from "./client.js";
 export type { Engine, EngineEvent, EngineHealth, EngineRequest, EngineStats } from "./engine-types.js";
 export { createFetchHandler } from "./http-fetch.js";
-export { serverSchema } from "./http-options.js";
+export { fetchHandlerSchema, serverSchema } from "./http-options.js";
 export type { FetchHandlerOptions, ServerOptions } from "./http-options.js";
 export { openApiDocument } from "./openai/openapi.js";
 export type { StepEntry, StepPlan } from "./scheduler-plan.js";
@@ -12,3 +12,4 @@ export { Scheduler, schedulerSchema } from "./scheduler.js";
 export type { SchedulerOptions, SchedulerStats, StepResult } from "./scheduler.js";
 export { createServer } from "./server.js";
 export type { Server } from "./server.js";
+export { createEngine, EngineOptions, LocalEngine } from "./engine.js";

@@ -43,7 +43,8 @@ class ModelMetrics {
         const before = last[choice];
         last[choice] = now;
         if (before === undefined) this.timeToFirstToken.observe((now - start) / 1000);
-        else if (count > 0) for (let i = 0; i < count; i++) this.interTokenLatency.observe((now - before) / 1000 / count);
+        else if (count > 0)
+          for (let i = 0; i < count; i++) this.interTokenLatency.observe((now - before) / 1000 / count);
       },
       finish: (_choice, reason, promptTokens, completionTokens) => {
         this.finished[reason]++;
@@ -86,23 +87,56 @@ export class ServerMetrics {
 
   render(): string {
     const out = new TextWriter();
-    const engines = [...this.#engines].map(([model_name, engine]) => ({ labels: { model_name }, stats: engine.stats(), engine }));
+    const engines = [...this.#engines].map(([model_name, engine]) => ({
+      labels: { model_name },
+      stats: engine.stats(),
+      engine,
+    }));
     type Row = (typeof engines)[number];
     const perEngine = (name: string, type: "gauge" | "counter", help: string, value: (row: Row) => number) =>
-      out.family(name, type, help, engines.map((row) => [row.labels, value(row)] as const));
+      out.family(
+        name,
+        type,
+        help,
+        engines.map((row) => [row.labels, value(row)] as const),
+      );
     perEngine("vllm:num_requests_running", "gauge", "Sequences being computed.", ({ stats }) => stats.running);
     perEngine("vllm:num_requests_waiting", "gauge", "Sequences waiting for a place.", ({ stats }) => stats.waiting);
-    perEngine("vllm:kv_cache_usage_perc", "gauge", "Used fraction of the key/value blocks, 0 to 1.", ({ stats }) => (stats.kvBlocksTotal === 0 ? 0 : stats.kvBlocksUsed / stats.kvBlocksTotal));
-    perEngine("vllm:prefix_cache_queries_total", "counter", "Tokens looked up in the prefix cache.", ({ stats }) => stats.prefixQueriedTokens);
-    perEngine("vllm:prefix_cache_hits_total", "counter", "Tokens found in the prefix cache.", ({ stats }) => stats.prefixHitTokens);
-    perEngine("vllm:num_preemptions_total", "counter", "Times a sequence lost its blocks and was computed again.", ({ stats }) => stats.preemptions);
-    perEngine("vllm:prompt_tokens_total", "counter", "Prompt tokens of admitted requests.", ({ stats }) => stats.promptTokens);
+    perEngine("vllm:kv_cache_usage_perc", "gauge", "Used fraction of the key/value blocks, 0 to 1.", ({ stats }) =>
+      stats.kvBlocksTotal === 0 ? 0 : stats.kvBlocksUsed / stats.kvBlocksTotal,
+    );
+    perEngine(
+      "vllm:prefix_cache_queries_total",
+      "counter",
+      "Tokens looked up in the prefix cache.",
+      ({ stats }) => stats.prefixQueriedTokens,
+    );
+    perEngine(
+      "vllm:prefix_cache_hits_total",
+      "counter",
+      "Tokens found in the prefix cache.",
+      ({ stats }) => stats.prefixHitTokens,
+    );
+    perEngine(
+      "vllm:num_preemptions_total",
+      "counter",
+      "Times a sequence lost its blocks and was computed again.",
+      ({ stats }) => stats.preemptions,
+    );
+    perEngine(
+      "vllm:prompt_tokens_total",
+      "counter",
+      "Prompt tokens of admitted requests.",
+      ({ stats }) => stats.promptTokens,
+    );
     perEngine("vllm:generation_tokens_total", "counter", "Generated tokens.", ({ stats }) => stats.generatedTokens);
     out.family(
       "vllm:request_success_total",
       "counter",
       "Finished answers by reason.",
-      [...this.#models].flatMap(([model_name, { finished }]) => Object.entries(finished).map(([finished_reason, count]) => [{ model_name, finished_reason }, count] as const)),
+      [...this.#models].flatMap(([model_name, { finished }]) =>
+        Object.entries(finished).map(([finished_reason, count]) => [{ model_name, finished_reason }, count] as const),
+      ),
     );
     const histograms: [string, string, (metrics: ModelMetrics) => Histogram][] = [
       ["vllm:time_to_first_token_seconds", "From the request's arrival to its first token.", (m) => m.timeToFirstToken],
@@ -111,13 +145,27 @@ export class ServerMetrics {
       ["vllm:request_prompt_tokens", "Prompt tokens of a request.", (m) => m.requestPromptTokens],
       ["vllm:request_generation_tokens", "Generated tokens of an answer.", (m) => m.requestGenerationTokens],
     ];
-    for (const [name, help, pick] of histograms) out.histogram(name, help, [...this.#models].map(([model_name, metrics]) => [{ model_name }, pick(metrics)] as const));
-    perEngine("llm_engine_up", "gauge", "1 while the engine can compute.", ({ engine }) => (engine.health().status === "ok" ? 1 : 0));
+    for (const [name, help, pick] of histograms)
+      out.histogram(
+        name,
+        help,
+        [...this.#models].map(([model_name, metrics]) => [{ model_name }, pick(metrics)] as const),
+      );
+    perEngine("llm_engine_up", "gauge", "1 while the engine can compute.", ({ engine }) =>
+      engine.health().status === "ok" ? 1 : 0,
+    );
     perEngine("llm_engine_steps_total", "counter", "Forward passes.", ({ stats }) => stats.steps);
     perEngine("llm_kv_blocks_used", "gauge", "Used key/value blocks.", ({ stats }) => stats.kvBlocksUsed);
     perEngine("llm_kv_blocks", "gauge", "Key/value blocks.", ({ stats }) => stats.kvBlocksTotal);
-    out.family("llm_http_requests_in_progress", "gauge", "Generation requests being worked on.", [[{}, this.activeRequests]]);
-    out.family("llm_http_responses_total", "counter", "Responses by route, method and status.", [...this.#responses.values()].map(({ labels, count }) => [labels, count] as const));
+    out.family("llm_http_requests_in_progress", "gauge", "Generation requests being worked on.", [
+      [{}, this.activeRequests],
+    ]);
+    out.family(
+      "llm_http_responses_total",
+      "counter",
+      "Responses by route, method and status.",
+      [...this.#responses.values()].map(({ labels, count }) => [labels, count] as const),
+    );
     const memory = process.memoryUsage();
     out.family("process_resident_memory_bytes", "gauge", "Resident memory.", [[{}, memory.rss]]);
     out.family("nodejs_heap_size_used_bytes", "gauge", "Used JavaScript heap.", [[{}, memory.heapUsed]]);

@@ -1,4 +1,4 @@
-import type { BlockCopy } from "@llm/kvcache";
+import type { BlockCopy, SequenceBlocks } from "@llm/kvcache";
 import type { ScheduleRequest, Sequence } from "./scheduler-sequence.js";
 
 /** One sequence's share of a step. */
@@ -52,6 +52,10 @@ export class StepBuilder<TRequest extends ScheduleRequest> {
   readonly #kvLengths: Int32Array;
   readonly #blockTables: Int32Array;
   readonly #sampleRows: Int32Array;
+  /** Whose table a row of #blockTables holds since the last step, and how many of its blocks: mostly only new ones are written. */
+  readonly #rowBlocks: (SequenceBlocks | undefined)[];
+  readonly #rowCounts: Int32Array;
+  readonly #rowCopyCounts: Int32Array;
   #entries: StepEntry<TRequest>[] = [];
   #copies: BlockCopy[] = [];
   #tokenCount = 0;
@@ -66,6 +70,9 @@ export class StepBuilder<TRequest extends ScheduleRequest> {
     this.#kvLengths = new Int32Array(maxBatchSize);
     this.#blockTables = new Int32Array(maxBatchSize * blockTableWidth);
     this.#sampleRows = new Int32Array(maxBatchSize);
+    this.#rowBlocks = Array.from({ length: maxBatchSize }, () => undefined);
+    this.#rowCounts = new Int32Array(maxBatchSize);
+    this.#rowCopyCounts = new Int32Array(maxBatchSize);
   }
 
   get tokenCount(): number {
@@ -79,16 +86,14 @@ export class StepBuilder<TRequest extends ScheduleRequest> {
     this.#sampleCount = 0;
   }
 
-  copy(copies: readonly BlockCopy[]): void {
+  /** @param copies  what `reserve` returned for this sequence in this step */
+  add(sequence: Sequence<TRequest>, tokenCount: number, copies: readonly BlockCopy[]): void {
     for (const copy of copies) this.#copies.push(copy);
-  }
-
-  add(sequence: Sequence<TRequest>, tokenCount: number): void {
     const startToken = sequence.computed;
     const end = startToken + tokenCount;
     const row = this.#entries.length;
-    const blocks = sequence.blocks!.blocks;
-    const blockSize = sequence.blocks!.blockSize;
+    const table = sequence.blocks!;
+    const { blocks, blockSize } = table;
     let t = this.#tokenCount;
     for (let position = startToken; position < end; position++, t++) {
       const index = Math.floor(position / blockSize);
@@ -98,7 +103,12 @@ export class StepBuilder<TRequest extends ScheduleRequest> {
     }
     const used = Math.ceil(end / blockSize);
     const offset = row * this.blockTableWidth;
-    for (let i = 0; i < used; i++) this.#blockTables[offset + i] = blocks[i]!;
+    const known =
+      this.#rowBlocks[row] === table && this.#rowCopyCounts[row] === table.copyCount ? this.#rowCounts[row]! : 0;
+    for (let i = known; i < used; i++) this.#blockTables[offset + i] = blocks[i]!;
+    this.#rowBlocks[row] = table;
+    this.#rowCounts[row] = used;
+    this.#rowCopyCounts[row] = table.copyCount;
     const samplesToken = end === sequence.length && sequence.length < sequence.maxLength;
     if (samplesToken) this.#sampleRows[this.#sampleCount++] = t - 1;
     this.#tokenCount = t;

@@ -52,7 +52,13 @@ export class Sequence<TRequest extends ScheduleRequest = ScheduleRequest> {
   #tokens: Int32Array;
   #length: number;
 
-  constructor(request: TRequest, index: number, arrival: number, maxLength: number, leader: Sequence<TRequest> | undefined) {
+  constructor(
+    request: TRequest,
+    index: number,
+    arrival: number,
+    maxLength: number,
+    leader: Sequence<TRequest> | undefined,
+  ) {
     this.request = request;
     this.index = index;
     this.arrival = arrival;

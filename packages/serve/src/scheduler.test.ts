@@ -51,7 +51,8 @@ class SimulatedDevice {
 
   run(plan: StepPlan): number[] {
     const { blockSize, memory } = this;
-    for (const { source, target } of plan.copies) memory.copyWithin(target * blockSize, source * blockSize, (source + 1) * blockSize);
+    for (const { source, target } of plan.copies)
+      memory.copyWithin(target * blockSize, source * blockSize, (source + 1) * blockSize);
     expect(new Set(plan.slots).size).toBe(plan.slots.length);
     plan.slots.forEach((slot, t) => (memory[slot] = plan.ids[t]!));
     const sampled: number[] = [];
@@ -92,7 +93,8 @@ function prompt(...ids: number[]): Int32Array {
   return Int32Array.from(ids);
 }
 
-const sequentialIds = (count: number, from = 0) => Int32Array.from({ length: count }, (_, i) => (from + i) % VOCABULARY);
+const sequentialIds = (count: number, from = 0) =>
+  Int32Array.from({ length: count }, (_, i) => (from + i) % VOCABULARY);
 
 /** Steps until nothing is left. */
 function drain(scheduler: Scheduler, device = new SimulatedDevice(scheduler), maxSteps = 100_000): Sequence[] {
@@ -101,7 +103,8 @@ function drain(scheduler: Scheduler, device = new SimulatedDevice(scheduler), ma
     if (step > maxSteps) throw new Error("the scheduler makes no progress");
     const plan = scheduler.schedule();
     expect(plan).toBeDefined();
-    for (const result of scheduler.commit(device.run(plan!))) if (result.finishReason !== undefined) ended.push(result.sequence);
+    for (const result of scheduler.commit(device.run(plan!)))
+      if (result.finishReason !== undefined) ended.push(result.sequence);
   }
   return ended;
 }
@@ -190,7 +193,8 @@ describe("random workloads", () => {
           const alone = runAlone(request, index);
           expect([...sequence.outputIds]).toEqual(alone.ids);
           expect(sequence.finishReason).toBe(alone.reason);
-          if (request.promptLogits === true) expect(device.promptRows.get(request.id)!.size).toBe(request.promptIds.length);
+          if (request.promptLogits === true)
+            expect(device.promptRows.get(request.id)!.size).toBe(request.promptIds.length);
         }
       }
       seen.aborts += aborted.size;
@@ -202,7 +206,13 @@ describe("random workloads", () => {
 });
 
 test("a long prompt is split over steps while running sequences get a token in each", () => {
-  const scheduler = new Scheduler({ blockCount: 64, blockSize: 4, maxBatchTokens: 8, maxBatchSize: 4, maxSequenceTokens: 100 });
+  const scheduler = new Scheduler({
+    blockCount: 64,
+    blockSize: 4,
+    maxBatchTokens: 8,
+    maxBatchSize: 4,
+    maxSequenceTokens: 100,
+  });
   const device = new SimulatedDevice(scheduler);
   scheduler.add({ id: "a", promptIds: prompt(1, 2), maxTokens: 40 });
   scheduler.commit(device.run(scheduler.schedule()!));
@@ -236,8 +246,17 @@ test("a second request with the same beginning computes only the rest", () => {
 });
 
 test("when blocks run out the latest arrival is recomputed later and the first goes on", () => {
-  const scheduler = new Scheduler({ blockCount: 8, blockSize: 2, maxBatchTokens: 16, maxBatchSize: 4, maxSequenceTokens: 16, prefixCaching: false });
-  const sequences = ["a", "b", "c"].flatMap((id, i) => scheduler.add({ id, promptIds: prompt(i, 1, 2), maxTokens: 13 }));
+  const scheduler = new Scheduler({
+    blockCount: 8,
+    blockSize: 2,
+    maxBatchTokens: 16,
+    maxBatchSize: 4,
+    maxSequenceTokens: 16,
+    prefixCaching: false,
+  });
+  const sequences = ["a", "b", "c"].flatMap((id, i) =>
+    scheduler.add({ id, promptIds: prompt(i, 1, 2), maxTokens: 13 }),
+  );
   const ended = drain(scheduler);
   expect(ended.map(({ request }) => request.id)).toEqual(["a", "b", "c"]);
   expect(sequences[0]!.preemptions).toBe(0);
@@ -247,8 +266,20 @@ test("when blocks run out the latest arrival is recomputed later and the first g
 });
 
 test("lower priority values run earlier, equal ones in order of arrival", () => {
-  const scheduler = new Scheduler({ blockCount: 64, blockSize: 4, maxBatchSize: 1, maxBatchTokens: 64, maxSequenceTokens: 32 });
-  for (const [id, priority] of [["a", 1], ["b", 0], ["c", 0], ["d", -1]] as const) scheduler.add({ id, priority, promptIds: prompt(1), maxTokens: 2 });
+  const scheduler = new Scheduler({
+    blockCount: 64,
+    blockSize: 4,
+    maxBatchSize: 1,
+    maxBatchTokens: 64,
+    maxSequenceTokens: 32,
+  });
+  for (const [id, priority] of [
+    ["a", 1],
+    ["b", 0],
+    ["c", 0],
+    ["d", -1],
+  ] as const)
+    scheduler.add({ id, priority, promptIds: prompt(1), maxTokens: 2 });
   expect(drain(scheduler).map(({ request }) => request.id)).toEqual(["d", "b", "c", "a"]);
 });
 
@@ -264,7 +295,8 @@ test("n sequences read the prompt once and diverge", () => {
   expect(plan.copies).toHaveLength(2);
   scheduler.commit(device.run(plan));
   drain(scheduler, device);
-  for (const sequence of sequences) expect([...sequence.outputIds]).toEqual(runAlone(sequence.request, sequence.index).ids);
+  for (const sequence of sequences)
+    expect([...sequence.outputIds]).toEqual(runAlone(sequence.request, sequence.index).ids);
   expect(new Set(sequences.map(({ outputIds }) => outputIds.join())).size).toBe(3);
   expect(scheduler.stats().promptTokens).toBe(10);
   checkLeakFree(scheduler);
@@ -272,7 +304,12 @@ test("n sequences read the prompt once and diverge", () => {
 
 test("the stop id at the very last allowed token still counts as stop", () => {
   const scheduler = new Scheduler({ blockCount: 8, blockSize: 4, maxSequenceTokens: 32 });
-  const [sequence] = scheduler.add({ id: "a", promptIds: prompt(5), maxTokens: 1, stopTokenIds: new Set([nextToken([5], 0)]) });
+  const [sequence] = scheduler.add({
+    id: "a",
+    promptIds: prompt(5),
+    maxTokens: 1,
+    stopTokenIds: new Set([nextToken([5], 0)]),
+  });
   drain(scheduler);
   expect(sequence!.finishReason).toBe("stop");
 });
@@ -331,5 +368,7 @@ test("plans cannot overlap and commits must match", () => {
   expect(() => scheduler.schedule()).toThrow(/commit/);
   expect(() => scheduler.commit([1, 2])).toThrow(/expected 1 ids, got 2/);
   expect(() => scheduler.add({ id: "a", promptIds: prompt(1), maxTokens: 2 })).toThrow(/in use/);
-  expect(() => new Scheduler({ blockCount: 8, maxSequenceTokens: 32, maxBatchSize: 8, maxBatchTokens: 4 })).toThrow(/maxBatchTokens/);
+  expect(() => new Scheduler({ blockCount: 8, maxSequenceTokens: 32, maxBatchSize: 8, maxBatchTokens: 4 })).toThrow(
+    /maxBatchTokens/,
+  );
 });

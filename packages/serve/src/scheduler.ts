@@ -7,6 +7,8 @@ import type { StepPlan } from "./scheduler-plan.js";
 import { RankedList, Sequence } from "./scheduler-sequence.js";
 import type { FinishReason, ScheduleRequest } from "./scheduler-sequence.js";
 
+const noCopies: readonly BlockCopy[] = [];
+
 const positive = v.pipe(v.number(), v.safeInteger(), v.minValue(1));
 
 export const schedulerSchema = v.strictObject({
@@ -99,7 +101,9 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
   constructor(options: SchedulerOptions) {
     const parsed = parseOptions(schedulerSchema, options, "Scheduler");
     if (parsed.maxBatchTokens < parsed.maxBatchSize) {
-      throw new OptionsError(`[Scheduler] maxBatchTokens must be at least maxBatchSize ${parsed.maxBatchSize}, got ${parsed.maxBatchTokens}`);
+      throw new OptionsError(
+        `[Scheduler] maxBatchTokens must be at least maxBatchSize ${parsed.maxBatchSize}, got ${parsed.maxBatchTokens}`,
+      );
     }
     this.pool = new BlockPool(parsed.blockCount);
     this.prefixCache = parsed.prefixCaching ? new PrefixCache(this.pool, parsed.blockSize) : undefined;
@@ -108,7 +112,11 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
     this.maxBatchSize = parsed.maxBatchSize;
     this.maxSequenceTokens = Math.min(parsed.maxSequenceTokens, parsed.blockCount * parsed.blockSize);
     this.#maxQueue = parsed.maxQueue;
-    this.#builder = new StepBuilder(parsed.maxBatchTokens, parsed.maxBatchSize, Math.ceil(this.maxSequenceTokens / parsed.blockSize));
+    this.#builder = new StepBuilder(
+      parsed.maxBatchTokens,
+      parsed.maxBatchSize,
+      Math.ceil(this.maxSequenceTokens / parsed.blockSize),
+    );
   }
 
   /** Some sequence waits or runs. */
@@ -132,7 +140,8 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
     const { promptIds, maxTokens } = request;
     if (promptIds.length < 1) throw new OptionsError("[Scheduler.add] promptIds must hold at least one id, got none");
     if (!Number.isSafeInteger(n) || n < 1) throw new OptionsError(`[Scheduler.add] n must be an integer ≥ 1, got ${n}`);
-    if (!Number.isSafeInteger(maxTokens) || maxTokens < 0) throw new OptionsError(`[Scheduler.add] maxTokens must be an integer ≥ 0, got ${maxTokens}`);
+    if (!Number.isSafeInteger(maxTokens) || maxTokens < 0)
+      throw new OptionsError(`[Scheduler.add] maxTokens must be an integer ≥ 0, got ${maxTokens}`);
     if (promptIds.length + Math.min(maxTokens, 1) > this.maxSequenceTokens) {
       throw new OptionsError(
         `[Scheduler.add] expected at most ${this.maxSequenceTokens} tokens of prompt and output, got a prompt of ${promptIds.length}`,
@@ -141,10 +150,14 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
     }
     if (this.#requests.has(request.id)) throw new OptionsError(`[Scheduler.add] request id ${request.id} is in use`);
     if (this.#waiting.size + n > this.#maxQueue) {
-      throw new LlmError("QUEUE_FULL", `[Scheduler.add] the queue holds ${this.#waiting.size} of ${this.#maxQueue} sequences, got ${n} more`, {
-        waiting: this.#waiting.size,
-        maxQueue: this.#maxQueue,
-      });
+      throw new LlmError(
+        "QUEUE_FULL",
+        `[Scheduler.add] the queue holds ${this.#waiting.size} of ${this.#maxQueue} sequences, got ${n} more`,
+        {
+          waiting: this.#waiting.size,
+          maxQueue: this.#maxQueue,
+        },
+      );
     }
     const maxLength = Math.min(promptIds.length + maxTokens, this.maxSequenceTokens);
     const sequences: Sequence<TRequest>[] = [];
@@ -162,7 +175,8 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
    * @throws {LlmError} INTERNAL when the last plan was not committed
    */
   schedule(): StepPlan<TRequest> | undefined {
-    if (this.#plan !== undefined) throw new LlmError("INTERNAL", "[Scheduler.schedule] expected commit() or rollback() of the last plan first");
+    if (this.#plan !== undefined)
+      throw new LlmError("INTERNAL", "[Scheduler.schedule] expected commit() or rollback() of the last plan first");
     this.#builder.begin();
     const preempted = this.#scheduleDecodes();
     const decodeCount = this.#builder.tokenCount;
@@ -171,7 +185,7 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
       const budget = this.maxBatchTokens - this.#builder.tokenCount;
       if (left === 1) continue;
       if (budget === 0) break;
-      this.#builder.add(sequence, Math.min(left, budget));
+      this.#builder.add(sequence, Math.min(left, budget), noCopies);
     }
     if (!preempted) this.#admit();
     const plan = this.#builder.finish(decodeCount);
@@ -189,7 +203,10 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
     const plan = this.#plan;
     if (plan === undefined) throw new LlmError("INTERNAL", "[Scheduler.commit] expected a plan from schedule() first");
     if (sampledIds.length !== plan.sampleRows.length) {
-      throw new LlmError("INTERNAL", `[Scheduler.commit] expected ${plan.sampleRows.length} ids, got ${sampledIds.length}`);
+      throw new LlmError(
+        "INTERNAL",
+        `[Scheduler.commit] expected ${plan.sampleRows.length} ids, got ${sampledIds.length}`,
+      );
     }
     this.#plan = undefined;
     this.#counters.steps++;
@@ -279,15 +296,14 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
         copies = sequence.blocks!.reserve(sequence.length, sequence.computed);
       }
       if (copies === undefined) break;
-      this.#builder.copy(copies);
-      this.#builder.add(sequence, 1);
+      this.#builder.add(sequence, 1, copies);
     }
     return preempted;
   }
 
   #admit(): void {
     const items = this.#waiting.items;
-    for (let i = 0; i < items.length; ) {
+    for (let i = 0; i < items.length;) {
       const budget = this.maxBatchTokens - this.#builder.tokenCount;
       if (budget === 0 || this.#running.size >= this.maxBatchSize) return;
       const sequence = items[i]!;
@@ -307,13 +323,12 @@ export class Scheduler<TRequest extends ScheduleRequest = ScheduleRequest> {
         sequence.cachedTokens = sequence.computed;
         if (leader === sequence) this.#counters.promptTokens += sequence.promptLength;
       }
-      this.#builder.copy(copies);
-      this.#builder.add(sequence, Math.min(sequence.length - sequence.computed, budget));
+      this.#builder.add(sequence, Math.min(sequence.length - sequence.computed, budget), copies);
     }
   }
 
   /** Gives a waiting sequence blocks for all its tokens and sets `computed`; `undefined` and no change when there are too few. */
-  #allocate(sequence: Sequence<TRequest>, leader: Sequence<TRequest> | undefined): BlockCopy[] | undefined {
+  #allocate(sequence: Sequence<TRequest>, leader: Sequence<TRequest> | undefined): readonly BlockCopy[] | undefined {
     let blocks: SequenceBlocks;
     let computed: number;
     if (leader !== undefined) {

@@ -9,7 +9,14 @@ describe("the official OpenAI client: chat", () => {
   test("gets an answer with exact token counts", async () => {
     const { openai, engine } = await serveSimulated();
     const completion = await openai.chat.completions.create(hello);
-    expect(completion.choices).toEqual([{ index: 0, finish_reason: "stop", logprobs: null, message: { role: "assistant", content: answer, refusal: null } }]);
+    expect(completion.choices).toEqual([
+      {
+        index: 0,
+        finish_reason: "stop",
+        logprobs: null,
+        message: { role: "assistant", content: answer, refusal: null },
+      },
+    ]);
     const promptTokens = Buffer.byteLength("héllo 你好 🙂") + 3;
     const completionTokens = Buffer.byteLength(answer) + 1;
     expect(completion.usage).toEqual({
@@ -18,7 +25,12 @@ describe("the official OpenAI client: chat", () => {
       total_tokens: promptTokens + completionTokens,
       prompt_tokens_details: { cached_tokens: 0 },
     });
-    expect(completion).toMatchObject({ object: "chat.completion", model: "simulated", id: expect.stringMatching(/^chatcmpl-/), system_fingerprint: expect.stringMatching(/^fp_/) });
+    expect(completion).toMatchObject({
+      object: "chat.completion",
+      model: "simulated",
+      id: expect.stringMatching(/^chatcmpl-/),
+      system_fingerprint: expect.stringMatching(/^fp_/),
+    });
     expect(Math.abs(completion.created - Date.now() / 1000)).toBeLessThan(10);
     expect(engine.requests[0]).toMatchObject({ temperature: 1, topP: 1, topK: 0, n: 1, maxTokens: 512 - promptTokens });
   });
@@ -47,8 +59,16 @@ describe("the official OpenAI client: chat", () => {
   test("the stream helper builds the same completion as the plain call", async () => {
     const { openai } = await serveSimulated();
     const plain = await openai.chat.completions.create({ ...hello, logprobs: true, top_logprobs: 2, n: 2, seed: 1 });
-    const streamed = await openai.chat.completions.stream({ ...hello, logprobs: true, top_logprobs: 2, n: 2, seed: 1, stream_options: { include_usage: true } }).finalChatCompletion();
-    const strip = (c: OpenAI.ChatCompletion) => c.choices.map(({ index, finish_reason, message, logprobs }) => ({ index, finish_reason, content: message.content, logprobs: logprobs?.content }));
+    const streamed = await openai.chat.completions
+      .stream({ ...hello, logprobs: true, top_logprobs: 2, n: 2, seed: 1, stream_options: { include_usage: true } })
+      .finalChatCompletion();
+    const strip = (c: OpenAI.ChatCompletion) =>
+      c.choices.map(({ index, finish_reason, message, logprobs }) => ({
+        index,
+        finish_reason,
+        content: message.content,
+        logprobs: logprobs?.content,
+      }));
     expect(strip(streamed)).toEqual(strip(plain));
     expect(streamed.usage).toMatchObject({ total_tokens: plain.usage!.total_tokens });
   });
@@ -56,7 +76,12 @@ describe("the official OpenAI client: chat", () => {
   test("usage comes last, in a chunk without choices, and is null before", async () => {
     const { openai } = await serveSimulated();
     const chunks: OpenAI.ChatCompletionChunk[] = [];
-    for await (const chunk of await openai.chat.completions.create({ ...hello, stream: true, stream_options: { include_usage: true } })) chunks.push(chunk);
+    for await (const chunk of await openai.chat.completions.create({
+      ...hello,
+      stream: true,
+      stream_options: { include_usage: true },
+    }))
+      chunks.push(chunk);
     const last = chunks.pop()!;
     expect(last.choices).toEqual([]);
     expect(last.usage).toMatchObject({ completion_tokens: Buffer.byteLength(answer) + 1 });
@@ -67,7 +92,11 @@ describe("the official OpenAI client: chat", () => {
     const { openai, engine } = await serveSimulated();
     engine.reply = (prompt, index) => `${index}`.repeat(3 + index);
     const completion = await openai.chat.completions.create({ ...hello, n: 3 });
-    expect(completion.choices.map(({ index, message }) => [index, message.content])).toEqual([[0, "000"], [1, "1111"], [2, "22222"]]);
+    expect(completion.choices.map(({ index, message }) => [index, message.content])).toEqual([
+      [0, "000"],
+      [1, "1111"],
+      [2, "22222"],
+    ]);
     expect(completion.usage!.completion_tokens).toBe(3 + 4 + 5 + 3);
     const texts = ["", "", ""];
     const ends = [0, 0, 0];
@@ -86,7 +115,11 @@ describe("the official OpenAI client: chat", () => {
     const completion = await openai.chat.completions.create({ ...hello, logprobs: true, top_logprobs: 3 });
     const content = completion.choices[0]!.logprobs!.content!;
     expect(Buffer.from(content.flatMap(({ bytes }) => bytes!)).toString()).toBe(answer);
-    expect(content[0]).toMatchObject({ token: "Y", logprob: -0.25, top_logprobs: [{ token: "Y", logprob: -0.25 }, { token: "Z", logprob: -1.75 }, { token: "[" }] });
+    expect(content[0]).toMatchObject({
+      token: "Y",
+      logprob: -0.25,
+      top_logprobs: [{ token: "Y", logprob: -0.25 }, { token: "Z", logprob: -1.75 }, { token: "[" }],
+    });
     expect(content.some(({ token }) => token === "bytes:\\xc3")).toBe(true);
     const without = await openai.chat.completions.create({ ...hello, logprobs: true });
     expect(without.choices[0]!.logprobs!.content![0]!.top_logprobs).toEqual([]);
@@ -95,12 +128,16 @@ describe("the official OpenAI client: chat", () => {
   test.each([["🙂"], [["nothing", "你"]], ["said: h"]])("stop %j ends the answer before it", async (stop) => {
     const { openai } = await serveSimulated();
     const stops = [stop].flat();
-    const expected = answer.slice(0, Math.min(...stops.map((text) => (answer.includes(text) ? answer.indexOf(text) : Infinity))));
+    const expected = answer.slice(
+      0,
+      Math.min(...stops.map((text) => (answer.includes(text) ? answer.indexOf(text) : Infinity))),
+    );
     const plain = await openai.chat.completions.create({ ...hello, stop: stops });
     expect(plain.choices[0]!.message.content).toBe(expected);
     expect(plain.choices[0]!.finish_reason).toBe("stop");
     let text = "";
-    for await (const { choices } of await openai.chat.completions.create({ ...hello, stop: stops, stream: true })) text += choices[0]!.delta.content ?? "";
+    for await (const { choices } of await openai.chat.completions.create({ ...hello, stop: stops, stream: true }))
+      text += choices[0]!.delta.content ?? "";
     expect(text).toBe(expected);
   });
 
@@ -162,8 +199,18 @@ describe("the official OpenAI client: chat", () => {
       model: "simulated",
       messages: [
         { role: "developer", content: "be brief" },
-        { role: "user", content: [{ type: "text", text: "a" }, { type: "text", text: "b" }] },
-        { role: "assistant", content: null, tool_calls: [{ id: "1", type: "function", function: { name: "f", arguments: '{"x":1}' } }] },
+        {
+          role: "user",
+          content: [
+            { type: "text", text: "a" },
+            { type: "text", text: "b" },
+          ],
+        },
+        {
+          role: "assistant",
+          content: null,
+          tool_calls: [{ id: "1", type: "function", function: { name: "f", arguments: '{"x":1}' } }],
+        },
         { role: "tool", tool_call_id: "1", content: "2" },
       ],
       tools: [{ type: "function", function: { name: "f", parameters: { type: "object" } } }],
@@ -172,7 +219,11 @@ describe("the official OpenAI client: chat", () => {
       '<|tools|>[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]<|end|><|system|>be brief<|end|><|user|>a\nb<|end|>' +
         '<|assistant|>[{"id":"1","type":"function","function":{"name":"f","arguments":{"x":1}}}]<|end|><|tool|>2<|end|><|assistant|>',
     );
-    await openai.chat.completions.create({ ...hello, tools: [{ type: "function", function: { name: "f" } }], tool_choice: "none" });
+    await openai.chat.completions.create({
+      ...hello,
+      tools: [{ type: "function", function: { name: "f" } }],
+      tool_choice: "none",
+    });
     expect(engine.tokenizer.decode(engine.requests[1]!.prompt as Int32Array)).not.toContain("tools");
   });
 
@@ -197,14 +248,20 @@ describe("the official OpenAI client: completions", () => {
   test("continues a text, 16 tokens by default", async () => {
     const { openai } = await serveSimulated();
     const completion = await openai.completions.create({ model: "simulated", prompt: "Once upon a time" });
-    expect(completion).toMatchObject({ object: "text_completion", choices: [{ index: 0, text: "You said: Once u", finish_reason: "length", logprobs: null }] });
+    expect(completion).toMatchObject({
+      object: "text_completion",
+      choices: [{ index: 0, text: "You said: Once u", finish_reason: "length", logprobs: null }],
+    });
     expect(completion.usage).toMatchObject({ prompt_tokens: 17, completion_tokens: 16 });
   });
 
   test("takes lists of texts, ids and lists of ids, answered in order", async () => {
     const { openai, engine } = await serveSimulated();
     engine.reply = (prompt, index) => `${prompt}${index}`;
-    const texts = async (prompt: OpenAI.CompletionCreateParams["prompt"], n = 1) => (await openai.completions.create({ model: "simulated", prompt, n })).choices.map(({ index, text }) => `${index}:${text}`);
+    const texts = async (prompt: OpenAI.CompletionCreateParams["prompt"], n = 1) =>
+      (await openai.completions.create({ model: "simulated", prompt, n })).choices.map(
+        ({ index, text }) => `${index}:${text}`,
+      );
     expect(await texts(["a", "bb", "c"], 2)).toEqual(["0:a0", "1:a1", "2:bb0", "3:bb1", "4:c0", "5:c1"]);
     expect(await texts([104, 105])).toEqual(["0:hi0"]);
     expect(await texts([[104], [105]])).toEqual(["0:h0", "1:i0"]);
@@ -215,7 +272,13 @@ describe("the official OpenAI client: completions", () => {
     const { openai } = await serveSimulated();
     const texts = ["", ""];
     let usage: unknown;
-    for await (const chunk of await openai.completions.create({ model: "simulated", prompt: ["a", "b"], max_tokens: 50, stream: true, stream_options: { include_usage: true } })) {
+    for await (const chunk of await openai.completions.create({
+      model: "simulated",
+      prompt: ["a", "b"],
+      max_tokens: 50,
+      stream: true,
+      stream_options: { include_usage: true },
+    })) {
       for (const { index, text } of chunk.choices) texts[index] += text;
       usage = chunk.usage ?? usage;
     }
@@ -230,7 +293,11 @@ describe("the official OpenAI client: completions", () => {
     expect(choices[0]!.logprobs).toEqual({
       tokens: ["bytes:\\xc3", "bytes:\\xa9", "!"],
       token_logprobs: [-0.25, -0.25, -0.25],
-      top_logprobs: [{ "bytes:\\xc3": -0.25, "bytes:\\xc4": -1.75 }, { "bytes:\\xa9": -0.25, "bytes:\\xaa": -1.75 }, { "!": -0.25, '"': -1.75 }],
+      top_logprobs: [
+        { "bytes:\\xc3": -0.25, "bytes:\\xc4": -1.75 },
+        { "bytes:\\xa9": -0.25, "bytes:\\xaa": -1.75 },
+        { "!": -0.25, '"': -1.75 },
+      ],
       text_offset: [0, 1, 1],
     });
     const zero = await openai.completions.create({ model: "simulated", prompt: "x", logprobs: 0 });
@@ -239,7 +306,15 @@ describe("the official OpenAI client: completions", () => {
 
   test("echo with logprobs is what evaluation harnesses ask for", async () => {
     const { openai, engine } = await serveSimulated();
-    const request = { model: "simulated", prompt: [[104, 105, 106]], temperature: 0, max_tokens: 1, logprobs: 1, seed: 1234, echo: true };
+    const request = {
+      model: "simulated",
+      prompt: [[104, 105, 106]],
+      temperature: 0,
+      max_tokens: 1,
+      logprobs: 1,
+      seed: 1234,
+      echo: true,
+    };
     const { choices } = await openai.completions.create(request);
     expect(choices[0]!.text).toBe("hijY");
     expect(choices[0]!.logprobs).toEqual({
@@ -265,7 +340,9 @@ describe("the official OpenAI client: completions", () => {
 test("models are listed and described", async () => {
   const { openai } = await serveSimulated();
   const list = await openai.models.list();
-  expect(list.data).toEqual([{ id: "simulated", object: "model", created: expect.any(Number), owned_by: "llm", max_model_len: 512 }]);
+  expect(list.data).toEqual([
+    { id: "simulated", object: "model", created: expect.any(Number), owned_by: "llm", max_model_len: 512 },
+  ]);
   expect(await openai.models.retrieve("simulated")).toEqual(list.data[0]);
 });
 
@@ -274,7 +351,8 @@ test("several engines are served under their names", async () => {
   other.reply = () => "the other";
   const { openai, engine } = await serveSimulated({ modelName: undefined });
   const both = await serveSimulated({ engine: { "org/one": engine, two: other }, modelName: undefined });
-  const ask = async (model: string) => (await both.openai.chat.completions.create({ ...hello, model })).choices[0]!.message.content;
+  const ask = async (model: string) =>
+    (await both.openai.chat.completions.create({ ...hello, model })).choices[0]!.message.content;
   expect(await Promise.all([ask("org/one"), ask("two")])).toEqual([answer, "the other"]);
   expect((await both.openai.models.retrieve("org/one")).id).toBe("org/one");
   expect((await openai.models.list()).data[0]!.id).toBe("default");
@@ -284,10 +362,14 @@ test("32 requests at once, streamed or not, each get their own answer", async ()
   const { openai, engine } = await serveSimulated();
   const answers = await Promise.all(
     Array.from({ length: 32 }, async (_, i) => {
-      const request = { model: "simulated", messages: [{ role: "user" as const, content: `number ${i} ${"é".repeat(i)}` }] };
+      const request = {
+        model: "simulated",
+        messages: [{ role: "user" as const, content: `number ${i} ${"é".repeat(i)}` }],
+      };
       if (i % 2 === 0) return (await openai.chat.completions.create(request)).choices[0]!.message.content;
       let text = "";
-      for await (const { choices } of await openai.chat.completions.create({ ...request, stream: true })) text += choices[0]!.delta.content ?? "";
+      for await (const { choices } of await openai.chat.completions.create({ ...request, stream: true }))
+        text += choices[0]!.delta.content ?? "";
       return text;
     }),
   );
@@ -319,7 +401,9 @@ describe("a client that goes away", () => {
     engine.reply = () => "x".repeat(400);
     engine.beforeStep = () => new Promise((resolve) => setTimeout(resolve, 2));
     const controllers = [new AbortController(), new AbortController()];
-    const requests = controllers.map(({ signal }) => openai.chat.completions.create(hello, { signal }).catch((error: unknown) => error));
+    const requests = controllers.map(({ signal }) =>
+      openai.chat.completions.create(hello, { signal }).catch((error: unknown) => error),
+    );
     await until(() => engine.stats().running === 1 && engine.stats().waiting === 1, "one runs, one waits");
     controllers[1]!.abort();
     await until(() => engine.stats().waiting === 0, "the waiting one is gone");

@@ -49,7 +49,13 @@ export async function createServer(options: ServerOptions): Promise<Server> {
   });
   await new Promise<void>((resolve, reject) => {
     server.once("error", (error: NodeJS.ErrnoException) =>
-      reject(new IoError(`[createServer] cannot listen on ${host}:${port}: ${error.message}`, { host, port, code: error.code }, error)),
+      reject(
+        new IoError(
+          `[createServer] cannot listen on ${host}:${port}: ${error.message}`,
+          { host, port, code: error.code },
+          error,
+        ),
+      ),
     );
     server.listen(port, host, resolve);
   });

@@ -1,5 +1,13 @@
 import { UnsupportedError } from "@llm/core";
-import type { ChatMessage, ChatTemplateOptions, DecodeOptions, DecodeStream, EncodeOptions, TokenIds, Tokenizer } from "@llm/models";
+import type {
+  ChatMessage,
+  ChatTemplateOptions,
+  DecodeOptions,
+  DecodeStream,
+  EncodeOptions,
+  TokenIds,
+  Tokenizer,
+} from "@llm/models";
 
 const specials = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>"];
 
@@ -13,8 +21,8 @@ export class ByteTokenizer implements Tokenizer {
   readonly specialTokens: ReadonlyMap<string, number> = new Map(specials.map((text, i) => [text, 256 + i]));
   readonly chatTemplate: string | undefined;
 
-  constructor(chatTemplate: string | undefined = "built in") {
-    this.chatTemplate = chatTemplate;
+  constructor(hasChatTemplate = true) {
+    this.chatTemplate = hasChatTemplate ? "built in" : undefined;
   }
 
   encode(text: string, { addSpecialTokens = true, parseSpecial = true }: EncodeOptions = {}): TokenIds {
@@ -28,7 +36,9 @@ export class ByteTokenizer implements Tokenizer {
   }
 
   decode(ids: ArrayLike<number>, { skipSpecialTokens = false }: DecodeOptions = {}): string {
-    return Buffer.concat(Array.from(ids, (id) => (id >= 256 && skipSpecialTokens ? new Uint8Array() : this.tokenBytes(id)))).toString("utf8");
+    return Buffer.concat(
+      Array.from(ids, (id) => (id >= 256 && skipSpecialTokens ? new Uint8Array() : this.tokenBytes(id))),
+    ).toString("utf8");
   }
 
   decodeStream({ skipSpecialTokens = false }: DecodeOptions = {}): DecodeStream {
@@ -52,9 +62,12 @@ export class ByteTokenizer implements Tokenizer {
   }
 
   applyChatTemplate(messages: ChatMessage[], options: ChatTemplateOptions = {}): string {
-    if (this.chatTemplate === undefined) throw new UnsupportedError("[applyChatTemplate] expected a chat template, got none");
+    if (this.chatTemplate === undefined)
+      throw new UnsupportedError("[applyChatTemplate] expected a chat template, got none");
     const tools = options.tools === undefined ? "" : `<|tools|>${JSON.stringify(options.tools)}<|end|>`;
-    const turns = messages.map(({ role, content, tool_calls }) => `<|${role}|>${content ?? JSON.stringify(tool_calls)}<|end|>`).join("");
+    const turns = messages
+      .map(({ role, content, tool_calls }) => `<|${role}|>${content ?? JSON.stringify(tool_calls)}<|end|>`)
+      .join("");
     return tools + turns + (options.addGenerationPrompt === true ? "<|assistant|>" : "");
   }
 

@@ -18,7 +18,13 @@ export async function serveSimulated(
 ): Promise<{ engine: SimulatedEngine; server: Server; openai: OpenAI; errors: unknown[] }> {
   const engine = new SimulatedEngine(engineOptions);
   const errors: unknown[] = [];
-  const server = await createServer({ engine, port: 0, modelName: "simulated", onError: (error) => errors.push(error), ...options });
+  const server = await createServer({
+    engine,
+    port: 0,
+    modelName: "simulated",
+    onError: (error) => errors.push(error),
+    ...options,
+  });
   cleanups.push(async () => {
     await engine.dispose();
     await server.close({ timeoutMs: 0 });

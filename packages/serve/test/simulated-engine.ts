@@ -69,8 +69,16 @@ export class SimulatedEngine implements Engine {
   #ids = 0;
   readonly #jobs = new Set<Job>();
 
-  constructor(options: { maxQueue?: number; maxBatchSize?: number; maxTokens?: number; blockCount?: number; chatTemplate?: string | null } = {}) {
-    this.tokenizer = new ByteTokenizer(options.chatTemplate === null ? undefined : options.chatTemplate);
+  constructor(
+    options: {
+      maxQueue?: number;
+      maxBatchSize?: number;
+      maxTokens?: number;
+      blockCount?: number;
+      chatTemplate?: boolean;
+    } = {},
+  ) {
+    this.tokenizer = new ByteTokenizer(options.chatTemplate);
     this.maxTokens = options.maxTokens ?? 512;
     const maxBatchSize = options.maxBatchSize ?? 8;
     this.scheduler = new Scheduler<Job>({
@@ -96,13 +104,23 @@ export class SimulatedEngine implements Engine {
       promptIds,
       n,
       maxTokens: request.maxTokens ?? 256,
-      stopTokenIds: new Set([...(request.ignoreEos === true ? [] : [this.tokenizer.eosTokenId]), ...(request.stopTokenIds ?? [])]),
+      stopTokenIds: new Set([
+        ...(request.ignoreEos === true ? [] : [this.tokenizer.eosTokenId]),
+        ...(request.stopTokenIds ?? []),
+      ]),
       priority: request.priority ?? 0,
       promptLogits: request.promptLogprobs !== undefined,
       engineRequest: request,
       replies: Array.from({ length: n }, (_, i) => Buffer.from(this.reply(spoken, i, request.seed ?? 0))),
       channel: new Channel(),
-      texts: Array.from({ length: n }, () => ({ decoder: this.tokenizer.decodeStream({ skipSpecialTokens: true }), text: "", emitted: 0, heldIds: [], heldLogprobs: [], ids: [] })),
+      texts: Array.from({ length: n }, () => ({
+        decoder: this.tokenizer.decodeStream({ skipSpecialTokens: true }),
+        text: "",
+        emitted: 0,
+        heldIds: [],
+        heldLogprobs: [],
+        ids: [],
+      })),
       aborted: false,
     };
     this.scheduler.add(job);
@@ -117,7 +135,10 @@ export class SimulatedEngine implements Engine {
     request.signal?.addEventListener("abort", abort, { once: true });
     if (request.signal?.aborted === true) abort();
     if (request.promptLogprobs !== undefined) {
-      job.channel.push({ type: "prompt-logprobs", logprobs: Array.from(promptIds, (id, i) => (i === 0 ? null : logprobOf(id, request.promptLogprobs!))) });
+      job.channel.push({
+        type: "prompt-logprobs",
+        logprobs: Array.from(promptIds, (id, i) => (i === 0 ? null : logprobOf(id, request.promptLogprobs!))),
+      });
     }
     void this.#loop();
     try {
@@ -130,17 +151,27 @@ export class SimulatedEngine implements Engine {
 
   async *generate(prompts: Prompt[], options: GenerateOptions = {}): AsyncGenerator<GenerateEvent> {
     for (const [index, prompt] of prompts.entries()) {
-      for await (const event of this.stream({ ...options, prompt })) if (event.type !== "prompt-logprobs") yield { ...event, index };
+      for await (const event of this.stream({ ...options, prompt }))
+        if (event.type !== "prompt-logprobs") yield { ...event, index };
     }
   }
 
   score(_prefix: TokenIds, continuations: TokenIds[]): Promise<Score[]> {
-    return Promise.resolve(continuations.map((ids) => ({ logprob: -ids.length, greedy: true, tokenLogprobs: new Float64Array(ids.length).fill(-1) })));
+    return Promise.resolve(
+      continuations.map((ids) => ({
+        logprob: -ids.length,
+        greedy: true,
+        tokenLogprobs: new Float64Array(ids.length).fill(-1),
+      })),
+    );
   }
 
   stats(): EngineStats {
     const { finished: _, ...stats } = this.scheduler.stats();
-    return { ...stats, prefixHitRate: stats.prefixQueriedTokens === 0 ? 0 : stats.prefixHitTokens / stats.prefixQueriedTokens };
+    return {
+      ...stats,
+      prefixHitRate: stats.prefixQueriedTokens === 0 ? 0 : stats.prefixHitTokens / stats.prefixQueriedTokens,
+    };
   }
 
   health(): EngineHealth {
@@ -170,7 +201,10 @@ export class SimulatedEngine implements Engine {
   #encode(prompt: Prompt): TokenIds {
     if (typeof prompt === "string") return this.tokenizer.encode(prompt);
     if (prompt instanceof Int32Array) return prompt;
-    return this.tokenizer.encode(this.tokenizer.applyChatTemplate(prompt.messages, { addGenerationPrompt: true, tools: prompt.tools }), { addSpecialTokens: false });
+    return this.tokenizer.encode(
+      this.tokenizer.applyChatTemplate(prompt.messages, { addGenerationPrompt: true, tools: prompt.tools }),
+      { addSpecialTokens: false },
+    );
   }
 
   async #loop(): Promise<void> {
@@ -188,8 +222,11 @@ export class SimulatedEngine implements Engine {
           continue;
         }
         if (plan === undefined) continue;
-        const sampled = plan.entries.filter(({ samplesToken }) => samplesToken).map(({ sequence }) => this.#next(sequence));
-        for (const { sequence, tokenId, finishReason } of this.scheduler.commit(sampled)) this.#deliver(sequence, tokenId, finishReason);
+        const sampled = plan.entries
+          .filter(({ samplesToken }) => samplesToken)
+          .map(({ sequence }) => this.#next(sequence));
+        for (const { sequence, tokenId, finishReason } of this.scheduler.commit(sampled))
+          this.#deliver(sequence, tokenId, finishReason);
       }
     } finally {
       this.#looping = false;
@@ -222,12 +259,20 @@ export class SimulatedEngine implements Engine {
     if (reason !== undefined && finish === undefined) this.scheduler.finish(sequence, reason);
     let safe = state.text.length;
     if (reason === undefined) {
-      for (const text of stop) for (let k = Math.min(text.length - 1, state.text.length); k > 0; k--) if (state.text.endsWith(text.slice(0, k))) safe = Math.min(safe, state.text.length - k);
+      for (const text of stop)
+        for (let k = Math.min(text.length - 1, state.text.length); k > 0; k--)
+          if (state.text.endsWith(text.slice(0, k))) safe = Math.min(safe, state.text.length - k);
     }
     const delta = state.text.slice(state.emitted, safe);
     if (state.heldIds.length > 0 && (delta !== "" || reason !== undefined || logprobs !== undefined)) {
       state.emitted = Math.max(state.emitted, safe);
-      job.channel.push({ type: "text-delta", index, text: delta, tokenIds: state.heldIds, ...(logprobs !== undefined && { logprobs: state.heldLogprobs }) });
+      job.channel.push({
+        type: "text-delta",
+        index,
+        text: delta,
+        tokenIds: state.heldIds,
+        ...(logprobs !== undefined && { logprobs: state.heldLogprobs }),
+      });
       state.heldIds = [];
       state.heldLogprobs = [];
     }
@@ -238,7 +283,11 @@ export class SimulatedEngine implements Engine {
       reason,
       text: state.text,
       tokenIds: state.ids,
-      usage: { promptTokens: sequence.promptLength, completionTokens: sequence.generatedCount, cachedTokens: job.promptLogits === true ? 0 : sequence.leader.cachedTokens },
+      usage: {
+        promptTokens: sequence.promptLength,
+        completionTokens: sequence.generatedCount,
+        cachedTokens: job.promptLogits === true ? 0 : sequence.leader.cachedTokens,
+      },
     });
     if (sequence.request.n === 1 || job.texts.every((_, i) => this.#finished(job, i, index))) {
       this.#jobs.delete(job);
@@ -257,5 +306,9 @@ export class SimulatedEngine implements Engine {
 }
 
 function logprobOf(id: number, count: number): TokenLogprob {
-  return { id, logprob: -0.25, top: Array.from({ length: count }, (_, i) => ({ id: (id + i) % 256, logprob: -0.25 - 1.5 * i })) };
+  return {
+    id,
+    logprob: -0.25,
+    top: Array.from({ length: count }, (_, i) => ({ id: (id + i) % 256, logprob: -0.25 - 1.5 * i })),
+  };
 }

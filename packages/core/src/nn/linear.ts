@@ -59,8 +59,10 @@ export interface LoraDelta {
   b: Tensor;
   /** alpha / r, or alpha / √r for rsLoRA. */
   scale: number;
-  /** Applied to x before A. Absent = no dropout. Called in every forward with the layer's own stream number. */
+  /** Applied to x before A. Absent = no dropout. Called in every forward; returns x itself where dropout does not act. */
   dropout?: (x: Tensor) => Tensor;
+  /** False keeps the adapter with the linear but leaves it out of the output. @default true */
+  active?: boolean;
 }
 
 export type LinearDelta = LoraDelta;
@@ -102,7 +104,8 @@ export class Linear {
   /** Adapters; several may be active at once. */
   deltas: readonly LinearDelta[];
   placement: Placement | undefined;
-  private packed: Tensor | undefined;
+  /** The kernels' own layout of the storage, shared by every linear of that storage. */
+  private packing: { tensor: Tensor | undefined } = { tensor: undefined };
 
   constructor(init: LinearInit) {
     this.name = init.name;
@@ -119,7 +122,7 @@ export class Linear {
 
   /** A linear that shares this one's tensors by reference, with some fields replaced. */
   with(change: Partial<LinearInit>): Linear {
-    return new Linear({
+    const made = new Linear({
       name: this.name,
       outFeatures: this.outFeatures,
       inFeatures: this.inFeatures,
@@ -129,6 +132,8 @@ export class Linear {
       ...(this.placement ? { placement: this.placement } : {}),
       ...change,
     });
+    if (made.storage === this.storage) made.packing = this.packing;
+    return made;
   }
 
   /** @param x [T, C]  @returns [T, N] in x's dtype */
@@ -151,11 +156,11 @@ export class Linear {
     const bias = this.bias && this.bias.dtype !== x.dtype ? raw.cast(this.bias, code(x.dtype)) : this.bias;
     switch (s.kind) {
       case "w4":
-        this.packed ??= noGrad(() => raw.repackW4(s.q, s.scales, s.zeros, s.group)).keep();
-        return raw.linearW4(x, this.packed, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
+        this.packing.tensor ??= noGrad(() => raw.repackW4(s.q, s.scales, s.zeros, s.group)).keep();
+        return raw.linearW4(x, this.packing.tensor, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
       case "q8":
-        this.packed ??= noGrad(() => raw.repackQ8(s.q, s.scales, s.group)).keep();
-        return raw.linearQ8(x, this.packed, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
+        this.packing.tensor ??= noGrad(() => raw.repackQ8(s.q, s.scales, s.group)).keep();
+        return raw.linearQ8(x, this.packing.tensor, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
       case "nf4":
         return scope(() => raw.matmul(x, this.dequantize(x.dtype), bias, 0, 1, code(x.dtype)));
       case "dense":
@@ -178,6 +183,26 @@ export class Linear {
     }
   }
 
+  /**
+   * The weight with adapters added, W + Σ scale · B·A: dense [N, C], summed in f32 and rounded once.
+   * @param deltas  which of them; default the active ones
+   * @returns a new tensor, or the stored one when there is nothing to add and it has that dtype
+   */
+  mergedWeight(dtype: DType, deltas: readonly LinearDelta[] = this.deltas.filter((d) => d.active !== false)): Tensor {
+    if (deltas.length === 0) return this.dequantize(dtype);
+    return noGrad(() =>
+      scope(() => {
+        const dense = this.dequantize("f32");
+        const sum = this.storage.kind === "dense" && dense === this.storage.weight ? raw.scale(dense, 1) : dense;
+        for (const d of deltas) {
+          const [a, b] = [d.a, d.b].map((t) => (t.dtype === "f32" ? t : raw.cast(t, code("f32")))) as [Tensor, Tensor];
+          raw.matmulAcc(sum, b, a, 0, 0, d.scale, 1);
+        }
+        return dtype === "f32" ? sum : raw.cast(sum, code(dtype));
+      }),
+    );
+  }
+
   /** Tensors that make up the storage, by the suffix of their name. */
   storageTensors(): [suffix: string, tensor: Tensor][] {
     const s = this.storage;
@@ -197,8 +222,8 @@ export class Linear {
 
   /** Frees the kernels' own layout; the stored tensors belong to the model. */
   dispose(): void {
-    this.packed?.dispose();
-    this.packed = undefined;
+    this.packing.tensor?.dispose();
+    this.packing.tensor = undefined;
   }
 }
 
@@ -209,10 +234,13 @@ function expectShape(name: string, tensor: Tensor, shape: readonly number[]): vo
 
 function lowRanks(x: Tensor, linears: readonly Linear[], offsets: readonly number[]): LowRank[] {
   return linears.flatMap((l, i) =>
-    l.deltas.map((d): LowRank => {
-      const base = { a: d.a, b: d.b, scale: d.scale, offset: offsets[i]! };
-      return d.dropout ? { ...base, x: d.dropout(x) } : base;
-    }),
+    l.deltas
+      .filter((d) => d.active !== false)
+      .map((d): LowRank => {
+        const base = { a: d.a, b: d.b, scale: d.scale, offset: offsets[i]! };
+        const dropped = d.dropout?.(x) ?? x;
+        return dropped === x ? base : { ...base, x: dropped };
+      }),
   );
 }
 

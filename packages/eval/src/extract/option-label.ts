@@ -5,12 +5,13 @@
  *  1. bare       the whole answer is a label, whatever brackets, quotes, stars or full stops surround it: `B`, `(B)`, `**B.**`
  *  2. boxed      `\boxed{B}`, `\text{B}` inside it included
  *  3. declared   a statement of the answer: "the answer is B", "Answer: (B)", "correct option is **B**", "I choose B",
- *                答案是B, 答案：B, 应选B, 故选 B, 选择B, "B is correct", B 是正确的, 选项B正确
+ *                "it is B.", "B is correct", 答案是B, 答案：B, 应选B, 故选 B, 选择B, 是B。, B 是正确的, 选项B正确
  *  4. leading    the answer begins with a label and a separator: `B. because …`, `B) …`, `B：…`, `B` on a line of its own
  *  5. concluding a conclusion at the end: "therefore B.", 因此B, 所以B。, or a last line that is only a label
  *  6. text       the full text of exactly one option occurs in the answer (letter case ignored)
  *  7. standing   a label that stands alone between punctuation or line ends: `… (C) …`, `… C, …`
- * Among several matches of one rule the first in the text counts. Nothing found = undefined: the item counts as
+ * A label that is ruled out ("not A", 不是A) never counts. Among several matches of one rule the first in the text
+ * does. Nothing found = undefined: the item counts as
  * unanswered (and wrong). With `lastResort: "nearest"` the option at the smallest edit distance is taken instead, as
  * OpenCompass does.
  * @see open-compass/opencompass opencompass/datasets/custom.py (OptionSimAccEvaluator), whose order of stages this follows

@@ -33,8 +33,9 @@ export function makeTokenChooser(
     penalize(logits, fromPrompt, generated, sampling);
     if (temperature === 0) return argmax(logits);
     const peak = logits[argmax(logits)]!;
-    const order = Array.from(logits, (_, id) => id).sort((a, b) => logits[b]! - logits[a]! || a - b);
-    let kept = topK > 0 ? order.slice(0, topK) : order;
+    let kept = Array.from(logits, (_, id) => id);
+    if (topK > 0 || topP < 1) kept.sort((a, b) => logits[b]! - logits[a]! || a - b);
+    if (topK > 0) kept = kept.slice(0, topK);
     const weight = (id: number): number => Math.exp((logits[id]! - peak) / temperature);
     if (minP > 0) kept = kept.filter((id) => weight(id) >= minP);
     let total = kept.reduce((sum, id) => sum + weight(id), 0);

@@ -37,7 +37,7 @@ describe("reports", () => {
     expect(lines[0]).toBe("model     选择题 accuracy        ppl perplexity");
     expect(lines[2]).toBe("base      0.7500 ± 0.2500       2.7183 ± 0.0000");
     expect(lines[3]).toBe("微调模型  0.7500 ± 0.2500  failed (UNSUPPORTED)");
-    expect(lines.slice(0, 4).map(displayWidth)).toEqual([48, 48, 48, 48]);
+    expect(lines.slice(0, 4).map(displayWidth)).toEqual([47, 47, 47, 47]);
     expect(lines.slice(5)).toEqual(["微调模型 × ppl: [fake] no, never", ""]);
     const list = formatTable(await results(), "list");
     expect(list).toContain("bits_per_byte");

@@ -54,7 +54,7 @@ export class PipelineTokenizer implements Tokenizer {
   readonly #added = new Map<number, AddedToken>();
   readonly #rawMatcher: Record<"all" | "plain", AddedTokenMatcher>;
   readonly #normalizedMatcher: Record<"all" | "plain", AddedTokenMatcher>;
-  /** Text without pre-tokenizer may be cut before a run of marks without changing any merge. */
+  /** Text may be cut before a run of marks without changing any merge. (Sums of a Unigram path would round in another way.) */
   readonly #cutAtMarks: boolean;
   readonly #bytes: (Uint8Array | undefined)[] = [];
   /** Text of tokens that are whole characters; null for those that are not. */
@@ -76,7 +76,10 @@ export class PipelineTokenizer implements Tokenizer {
       spec.model.type === "BPE"
         ? new BytePairModel(spec.model, own, this.#preTokenizer.byteLevel, cacheSize)
         : new UnigramModel(spec.model, own, cacheSize);
-    this.#cutAtMarks = !this.#preTokenizer.byteLevel && !spec.model.tokens.some((token) => token !== undefined && /[^▁]▁/.test(token));
+    this.#cutAtMarks =
+      spec.model.type === "BPE" &&
+      !this.#preTokenizer.byteLevel &&
+      !spec.model.tokens.some((token) => token !== undefined && /[^▁]▁/.test(token));
 
     this.#tokens = spec.model.tokens.slice();
     this.#ids = own;

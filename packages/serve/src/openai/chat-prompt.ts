@@ -17,12 +17,27 @@ export function encodeChat(tokenizer: Tokenizer, request: ChatRequest): TokenIds
   try {
     text = tokenizer.applyChatTemplate(messages, {
       addGenerationPrompt: true,
-      tools: request.tool_choice === "none" ? undefined : request.tools?.map(({ type, function: { strict: _, ...definition } }) => ({ type, function: definition })),
+      tools:
+        request.tool_choice === "none"
+          ? undefined
+          : request.tools?.map(({ type, function: { name, description, parameters } }) => ({
+              type,
+              function: {
+                name,
+                ...(description !== undefined && { description }),
+                ...(parameters !== undefined && { parameters }),
+              },
+            })),
       variables: request.chat_template_kwargs,
     });
   } catch (error) {
-    if (LlmError.isInstance(error, "UNSUPPORTED")) throw new ApiError(400, error.message, { param: "messages", code: "no_chat_template", cause: error });
-    throw new ApiError(400, `the model's chat template refuses these messages: ${(error as Error).message}`, { param: "messages", code: "chat_template", cause: error });
+    if (LlmError.isInstance(error, "UNSUPPORTED"))
+      throw new ApiError(400, error.message, { param: "messages", code: "no_chat_template", cause: error });
+    throw new ApiError(400, `the model's chat template refuses these messages: ${(error as Error).message}`, {
+      param: "messages",
+      code: "chat_template",
+      cause: error,
+    });
   }
   return guard.encode(text);
 }
@@ -30,9 +45,20 @@ export function encodeChat(tokenizer: Tokenizer, request: ChatRequest): TokenIds
 function toChatMessage(message: WireMessage, where: string, guard: SpecialTokenGuard): ChatMessage {
   const { role, name, reasoning_content, tool_calls, tool_call_id } = message;
   let content = plainText(message, where);
-  if (content === null && !(role === "assistant" && tool_calls != null)) throw badField(`${where}.content`, `${where}: a message of role ${role} needs content`, "missing_required_parameter");
-  if (role === "tool" && tool_call_id == null) throw badField(`${where}.tool_call_id`, `${where}: a message of role tool needs tool_call_id`, "missing_required_parameter");
-  if (tool_calls != null && role !== "assistant") throw badField(`${where}.tool_calls`, `${where}: only an assistant's message has tool_calls`);
+  if (content === null && !(role === "assistant" && tool_calls != null))
+    throw badField(
+      `${where}.content`,
+      `${where}: a message of role ${role} needs content`,
+      "missing_required_parameter",
+    );
+  if (role === "tool" && tool_call_id == null)
+    throw badField(
+      `${where}.tool_call_id`,
+      `${where}: a message of role tool needs tool_call_id`,
+      "missing_required_parameter",
+    );
+  if (tool_calls != null && role !== "assistant")
+    throw badField(`${where}.tool_calls`, `${where}: only an assistant's message has tool_calls`);
   if (content !== null && (role === "user" || role === "tool")) content = guard.protect(content);
   return {
     role: role === "developer" ? "system" : role,
@@ -44,7 +70,10 @@ function toChatMessage(message: WireMessage, where: string, guard: SpecialTokenG
       tool_calls: tool_calls.map((call, i) => ({
         ...(call.id !== undefined && { id: call.id }),
         type: "function" as const,
-        function: { name: call.function.name, arguments: parseArguments(call.function.arguments, `${where}.tool_calls[${i}].function.arguments`) },
+        function: {
+          name: call.function.name,
+          arguments: parseArguments(call.function.arguments, `${where}.tool_calls[${i}].function.arguments`),
+        },
       })),
     }),
   };
@@ -54,8 +83,10 @@ function plainText({ content }: WireMessage, where: string): string | null {
   if (content == null || typeof content === "string") return content ?? null;
   const texts = content.map((part, i) => {
     const param = `${where}.content[${i}]`;
-    if (part.type !== "text") throw unsupportedField(`${param}.type`, `${param}: only parts of type "text" are supported, got "${part.type}"`);
-    if (part.text === undefined) throw badField(`${param}.text`, `missing field '${param}.text'`, "missing_required_parameter");
+    if (part.type !== "text")
+      throw unsupportedField(`${param}.type`, `${param}: only parts of type "text" are supported, got "${part.type}"`);
+    if (part.text === undefined)
+      throw badField(`${param}.text`, `missing field '${param}.text'`, "missing_required_parameter");
     return part.text;
   });
   return texts.join("\n");
@@ -70,7 +101,8 @@ function parseArguments(value: string | Record<string, unknown>, param: string):
   } catch (error) {
     throw badField(param, `${param}: ${(error as Error).message}`);
   }
-  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) throw badField(param, `${param}: must be the text of a JSON object`);
+  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed))
+    throw badField(param, `${param}: must be the text of a JSON object`);
   return parsed as Record<string, unknown>;
 }
 
@@ -85,7 +117,10 @@ class SpecialTokenGuard {
   constructor(tokenizer: Tokenizer) {
     this.#tokenizer = tokenizer;
     const texts = [...tokenizer.specialTokens.keys()].filter((text) => text !== "").sort((a, b) => b.length - a.length);
-    this.#specials = texts.length === 0 ? undefined : new RegExp(texts.map((text) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")).join("|"), "g");
+    this.#specials =
+      texts.length === 0
+        ? undefined
+        : new RegExp(texts.map((text) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")).join("|"), "g");
   }
 
   protect(text: string): string {

@@ -12,10 +12,19 @@ import type { Engine, EngineRequest } from "../engine-types.js";
 /** @throws {ApiError} 400 */
 export function parseChatRequest(body: Record<string, unknown>): ChatRequest {
   const request = parseRequest(chatRequestSchema, chatFieldRules, body);
-  if (request.stream_options !== undefined && !request.stream) throw badField("stream_options", "stream_options needs stream: true");
-  if (request.top_logprobs !== undefined && !request.logprobs) throw badField("top_logprobs", "top_logprobs needs logprobs: true");
-  if (request.max_tokens !== undefined && request.max_completion_tokens !== undefined && request.max_tokens !== request.max_completion_tokens) {
-    throw badField("max_completion_tokens", "max_completion_tokens and max_tokens are two names of one limit; give one");
+  if (request.stream_options !== undefined && !request.stream)
+    throw badField("stream_options", "stream_options needs stream: true");
+  if (request.top_logprobs !== undefined && !request.logprobs)
+    throw badField("top_logprobs", "top_logprobs needs logprobs: true");
+  if (
+    request.max_tokens !== undefined &&
+    request.max_completion_tokens !== undefined &&
+    request.max_tokens !== request.max_completion_tokens
+  ) {
+    throw badField(
+      "max_completion_tokens",
+      "max_completion_tokens and max_tokens are two names of one limit; give one",
+    );
   }
   return request;
 }
@@ -42,7 +51,9 @@ export async function completeChat(job: GenerationJob, signal: AbortSignal): Pro
     const { choice, event } = item;
     usage.add(item);
     if (event.type === "text-delta") {
-      if (wanted) for (const token of event.logprobs ?? []) (logprobs[choice] ??= []).push(chatTokenLogprob(job.engine.tokenizer, token));
+      if (wanted)
+        for (const token of event.logprobs ?? [])
+          (logprobs[choice] ??= []).push(chatTokenLogprob(job.engine.tokenizer, token));
     } else if (event.type === "finish") {
       choices[choice] = {
         index: choice,
@@ -53,7 +64,15 @@ export async function completeChat(job: GenerationJob, signal: AbortSignal): Pro
     }
   }
   const { id, created, model, systemFingerprint } = job.head;
-  const response: ChatResponse = { id, object: "chat.completion", created, model, system_fingerprint: systemFingerprint, choices, usage: usage.toWire() };
+  const response: ChatResponse = {
+    id,
+    object: "chat.completion",
+    created,
+    model,
+    system_fingerprint: systemFingerprint,
+    choices,
+    usage: usage.toWire(),
+  };
   return JSON.stringify(response);
 }
 
@@ -85,6 +104,7 @@ export async function* streamChat(job: GenerationJob, signal: AbortSignal): Asyn
     }
     if (text !== "") yield text;
   }
-  if (job.includeUsage) yield `${chunkHead(job.head, "chat.completion.chunk")}"choices":[],"usage":${JSON.stringify(usage.toWire())}}\n\n`;
+  if (job.includeUsage)
+    yield `${chunkHead(job.head, "chat.completion.chunk")}"choices":[],"usage":${JSON.stringify(usage.toWire())}}\n\n`;
   yield streamEnd;
 }

@@ -15,8 +15,10 @@ const DEFAULT_MAX_TOKENS = 16;
 /** @throws {ApiError} 400 */
 export function parseCompletionRequest(body: Record<string, unknown>): CompletionRequest {
   const request = parseRequest(completionRequestSchema, completionFieldRules, body);
-  if (request.stream_options !== undefined && !request.stream) throw badField("stream_options", "stream_options needs stream: true");
-  if (request.max_tokens === 0 && !request.echo) throw badField("max_tokens", "max_tokens can be 0 only with echo: true");
+  if (request.stream_options !== undefined && !request.stream)
+    throw badField("stream_options", "stream_options needs stream: true");
+  if (request.max_tokens === 0 && !request.echo)
+    throw badField("max_tokens", "max_tokens can be 0 only with echo: true");
   return request;
 }
 
@@ -27,13 +29,17 @@ export interface CompletionJob extends GenerationJob {
 }
 
 /** @throws {ApiError} 400 */
-export function completionEngineRequests(engine: Engine, request: CompletionRequest): { requests: EngineRequest[]; echo: string[] | undefined } {
+export function completionEngineRequests(
+  engine: Engine,
+  request: CompletionRequest,
+): { requests: EngineRequest[]; echo: string[] | undefined } {
   const { tokenizer } = engine;
   const prompts = promptList(request.prompt);
   const ids = prompts.map((prompt, i): TokenIds => {
     const param = Array.isArray(request.prompt) && typeof request.prompt[0] !== "number" ? `prompt[${i}]` : "prompt";
     const encoded = typeof prompt === "string" ? tokenizer.encode(prompt) : Int32Array.from(prompt);
-    if (encoded.length === 0) throw badField(param, `${param}: the prompt has no tokens; this model needs at least one`);
+    if (encoded.length === 0)
+      throw badField(param, `${param}: the prompt has no tokens; this model needs at least one`);
     const bad = typeof prompt === "string" ? undefined : prompt.find((id) => id >= tokenizer.vocabSize);
     if (bad !== undefined) throw badField(param, `${param}: token ids are in [0, ${tokenizer.vocabSize}), got ${bad}`);
     return encoded;
@@ -43,7 +49,9 @@ export function completionEngineRequests(engine: Engine, request: CompletionRequ
     ...(request.logprobs !== undefined && { logprobs: request.logprobs }),
     ...(request.logprobs !== undefined && request.echo && { promptLogprobs: request.logprobs }),
   }));
-  const echo = request.echo ? prompts.map((prompt, i) => (typeof prompt === "string" ? prompt : tokenizer.decode(ids[i]!))) : undefined;
+  const echo = request.echo
+    ? prompts.map((prompt, i) => (typeof prompt === "string" ? prompt : tokenizer.decode(ids[i]!)))
+    : undefined;
   return { requests, echo };
 }
 
@@ -86,7 +94,8 @@ export async function completeText(job: CompletionJob, signal: AbortSignal): Pro
     const { prompt, choice, event } = item;
     usage.add(item);
     if (event.type === "prompt-logprobs") logprobs.prompt(prompt, event.logprobs);
-    else if (event.type === "text-delta") for (const token of event.logprobs ?? []) logprobs.of(choice).push(token.id, token);
+    else if (event.type === "text-delta")
+      for (const token of event.logprobs ?? []) logprobs.of(choice).push(token.id, token);
     else {
       choices[choice] = {
         index: choice,
@@ -97,7 +106,15 @@ export async function completeText(job: CompletionJob, signal: AbortSignal): Pro
     }
   }
   const { id, created, model, systemFingerprint } = job.head;
-  const response: CompletionResponse = { id, object: "text_completion", created, model, system_fingerprint: systemFingerprint, choices, usage: usage.toWire() };
+  const response: CompletionResponse = {
+    id,
+    object: "text_completion",
+    created,
+    model,
+    system_fingerprint: systemFingerprint,
+    choices,
+    usage: usage.toWire(),
+  };
   return JSON.stringify(response);
 }
 
@@ -132,6 +149,7 @@ export async function* streamText(job: CompletionJob, signal: AbortSignal): Asyn
     } else write("", `"${event.reason}"`);
     if (chunk !== "") yield chunk;
   }
-  if (job.includeUsage) yield `${chunkHead(job.head, "text_completion")}"choices":[],"usage":${JSON.stringify(usage.toWire())}}\n\n`;
+  if (job.includeUsage)
+    yield `${chunkHead(job.head, "text_completion")}"choices":[],"usage":${JSON.stringify(usage.toWire())}}\n\n`;
   yield streamEnd;
 }

@@ -39,7 +39,12 @@ export function unsupportedField(param: string, message: string): ApiError {
   return new ApiError(400, message, { param, code: "unsupported_parameter" });
 }
 
-export function contextLengthExceeded(maxTokens: number, promptTokens: number, outputTokens: number, param: string): ApiError {
+export function contextLengthExceeded(
+  maxTokens: number,
+  promptTokens: number,
+  outputTokens: number,
+  param: string,
+): ApiError {
   return new ApiError(
     400,
     `this model holds at most ${maxTokens} tokens of prompt and output, but ${promptTokens + outputTokens} were requested ` +
@@ -59,7 +64,10 @@ export function toApiError(error: unknown): ApiError {
     switch (error.code) {
       case "OPTIONS":
       case "NUMERIC":
-        return new ApiError(400, message, { code: error.data.reason === "context_length_exceeded" ? "context_length_exceeded" : "invalid_value", cause: error });
+        return new ApiError(400, message, {
+          code: error.data.reason === "context_length_exceeded" ? "context_length_exceeded" : "invalid_value",
+          cause: error,
+        });
       case "UNSUPPORTED":
         return new ApiError(400, message, { code: "unsupported", cause: error });
       case "QUEUE_FULL":
@@ -78,5 +86,10 @@ export function toApiError(error: unknown): ApiError {
 
 /** 429 with Retry-After: the client's library tries again by itself. */
 export function queueFull(message: string, cause?: unknown): ApiError {
-  return new ApiError(429, message, { type: "rate_limit_error", code: "queue_full", headers: { "retry-after": "1" }, cause });
+  return new ApiError(429, message, {
+    type: "rate_limit_error",
+    code: "queue_full",
+    headers: { "retry-after": "1" },
+    cause,
+  });
 }

@@ -37,11 +37,18 @@ export interface ChoiceEvent {
 }
 
 /** Maps the wire's sampling fields to the engine's; refuses prompts and outputs longer than the model. */
-export function engineRequest(engine: Engine, promptIds: Int32Array, body: ChatRequest | CompletionRequest, defaultMaxTokens: number, param: string): EngineRequest {
+export function engineRequest(
+  engine: Engine,
+  promptIds: Int32Array,
+  body: ChatRequest | CompletionRequest,
+  defaultMaxTokens: number,
+  param: string,
+): EngineRequest {
   const chat = body as ChatRequest;
   const asked = chat.max_completion_tokens ?? body.max_tokens;
   const room = engine.maxTokens - promptIds.length;
-  if (room < Math.max(asked ?? 1, 0)) throw contextLengthExceeded(engine.maxTokens, promptIds.length, asked ?? 1, param);
+  if (room < Math.max(asked ?? 1, 0))
+    throw contextLengthExceeded(engine.maxTokens, promptIds.length, asked ?? 1, param);
   return {
     prompt: promptIds,
     n: body.n,
@@ -84,11 +91,19 @@ export async function* runJob(job: GenerationJob, signal: AbortSignal): AsyncGen
       } else {
         if (event.reason === "abort") break;
         unfinished--;
-        job.observer.finish(choice, event.reason, event.index === 0 ? event.usage.promptTokens : 0, event.usage.completionTokens);
+        job.observer.finish(
+          choice,
+          event.reason,
+          event.index === 0 ? event.usage.promptTokens : 0,
+          event.usage.completionTokens,
+        );
       }
       yield { prompt, choice, event };
     }
-    if (unfinished > 0) throw signal.aborted ? abortError(signal) : new ApiError(503, "the engine aborted the request", { code: "aborted" });
+    if (unfinished > 0)
+      throw signal.aborted
+        ? abortError(signal)
+        : new ApiError(503, "the engine aborted the request", { code: "aborted" });
   } catch (error) {
     throw signal.aborted ? abortError(signal) : error;
   } finally {
@@ -99,7 +114,9 @@ export async function* runJob(job: GenerationJob, signal: AbortSignal): AsyncGen
 }
 
 function abortError(signal: AbortSignal): ApiError {
-  return signal.reason instanceof ApiError ? signal.reason : new ApiError(499, "the client closed the connection", { code: "client_closed" });
+  return signal.reason instanceof ApiError
+    ? signal.reason
+    : new ApiError(499, "the client closed the connection", { code: "client_closed" });
 }
 
 interface PromptEvent {

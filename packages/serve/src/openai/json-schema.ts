@@ -65,7 +65,9 @@ function convertBase(part: Part): JsonSchema {
       return {
         type: "object",
         properties: Object.fromEntries(entries.map(([key, entry]) => [key, convert(entry)])),
-        required: entries.filter(([, entry]) => entry.type !== "optional" && entry.type !== "nullish").map(([key]) => key),
+        required: entries
+          .filter(([, entry]) => entry.type !== "optional" && entry.type !== "nullish")
+          .map(([key]) => key),
         ...(part.type === "strict_object" && { additionalProperties: false }),
       };
     }

@@ -72,7 +72,9 @@ function locate(issue: Issue): { issue: Issue; path: Path } {
   let best: { issue: Issue; path: Path } | undefined;
   for (const inner of issue.issues ?? []) {
     const candidate = locate(inner);
-    if (candidate.path.length > 0 && (best === undefined || comparePaths(candidate.path, best.path) > 0)) best = candidate;
+    // A branch that only disliked the type of the whole value tells less than the union itself.
+    if (candidate.path.length === 0 && candidate.issue.kind === "schema") continue;
+    if (best === undefined || comparePaths(candidate.path, best.path) > 0) best = candidate;
   }
   return best === undefined ? { issue, path } : { issue: best.issue, path: [...path, ...best.path] };
 }
@@ -100,14 +102,16 @@ function checkDepth(text: string): void {
       else if (c === 34) inString = false;
     } else if (c === 34) inString = true;
     else if (c === 123 || c === 91) {
-      if (++depth > MAX_DEPTH) throw new ApiError(400, `the body is nested deeper than ${MAX_DEPTH} levels`, { code: "invalid_json" });
+      if (++depth > MAX_DEPTH)
+        throw new ApiError(400, `the body is nested deeper than ${MAX_DEPTH} levels`, { code: "invalid_json" });
     } else if (c === 125 || c === 93) depth--;
   }
 }
 
 function checkSurrogates(value: unknown, path: string): void {
   if (typeof value === "string") {
-    if (loneSurrogate.test(value)) throw badField(path, `${path}: the text has half a surrogate pair, which is no character`, "invalid_utf8");
+    if (loneSurrogate.test(value))
+      throw badField(path, `${path}: the text has half a surrogate pair, which is no character`, "invalid_utf8");
   } else if (Array.isArray(value)) {
     value.forEach((item, i) => checkSurrogates(item, `${path}[${i}]`));
   } else if (typeof value === "object" && value !== null) {

@@ -6,7 +6,9 @@ const usageSchema = v.strictObject({
   prompt_tokens: v.number(),
   completion_tokens: v.number(),
   total_tokens: v.number(),
-  prompt_tokens_details: v.strictObject({ cached_tokens: v.pipe(v.number(), v.description("Prompt tokens found in the prefix cache.")) }),
+  prompt_tokens_details: v.strictObject({
+    cached_tokens: v.pipe(v.number(), v.description("Prompt tokens found in the prefix cache.")),
+  }),
 });
 
 const bareLogprob = {
@@ -17,9 +19,16 @@ const bareLogprob = {
 
 const tokenLogprobSchema = v.strictObject({ ...bareLogprob, top_logprobs: v.array(v.strictObject(bareLogprob)) });
 
-const chatLogprobsSchema = v.nullable(v.strictObject({ content: v.nullable(v.array(tokenLogprobSchema)), refusal: v.null() }));
+const chatLogprobsSchema = v.nullable(
+  v.strictObject({ content: v.nullable(v.array(tokenLogprobSchema)), refusal: v.null() }),
+);
 
-const head = { id: v.string(), created: v.pipe(v.number(), v.description("Unix time in seconds.")), model: v.string(), system_fingerprint: v.string() };
+const head = {
+  id: v.string(),
+  created: v.pipe(v.number(), v.description("Unix time in seconds.")),
+  model: v.string(),
+  system_fingerprint: v.string(),
+};
 
 const finishReason = v.picklist(["stop", "length"]);
 
@@ -43,7 +52,11 @@ export const chatChunkSchema = v.strictObject({
   choices: v.array(
     v.strictObject({
       index: v.number(),
-      delta: v.strictObject({ role: v.optional(v.literal("assistant")), content: v.optional(v.string()), refusal: v.optional(v.null()) }),
+      delta: v.strictObject({
+        role: v.optional(v.literal("assistant")),
+        content: v.optional(v.string()),
+        refusal: v.optional(v.null()),
+      }),
       logprobs: chatLogprobsSchema,
       finish_reason: v.nullable(finishReason),
     }),
@@ -63,16 +76,34 @@ const completionLogprobsSchema = v.nullable(
 export const completionResponseSchema = v.strictObject({
   ...head,
   object: v.literal("text_completion"),
-  choices: v.array(v.strictObject({ index: v.number(), text: v.string(), logprobs: completionLogprobsSchema, finish_reason: v.nullable(finishReason) })),
+  choices: v.array(
+    v.strictObject({
+      index: v.number(),
+      text: v.string(),
+      logprobs: completionLogprobsSchema,
+      finish_reason: v.nullable(finishReason),
+    }),
+  ),
   usage: v.optional(v.nullable(usageSchema)),
 });
 
-export const modelSchema = v.strictObject({ id: v.string(), object: v.literal("model"), created: v.number(), owned_by: v.string(), max_model_len: v.number() });
+export const modelSchema = v.strictObject({
+  id: v.string(),
+  object: v.literal("model"),
+  created: v.number(),
+  owned_by: v.string(),
+  max_model_len: v.number(),
+});
 
 export const modelListSchema = v.strictObject({ object: v.literal("list"), data: v.array(modelSchema) });
 
 export const errorSchema = v.strictObject({
-  error: v.strictObject({ message: v.string(), type: v.string(), param: v.nullable(v.string()), code: v.nullable(v.string()) }),
+  error: v.strictObject({
+    message: v.string(),
+    type: v.string(),
+    param: v.nullable(v.string()),
+    code: v.nullable(v.string()),
+  }),
 });
 
 export type WireUsage = v.InferOutput<typeof usageSchema>;

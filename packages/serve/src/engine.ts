@@ -1,0 +1,272 @@
+/** The engine: many requests over one model, continuous batching on a paged cache. */
+import { freemem } from "node:os";
+import { DisposedError, FormatError, LlmError, parseOptions } from "@llm/core";
+import { kvDtypes, PagedCache, planKvBudget } from "@llm/kvcache";
+import { type CausalLM, Generation, type GenerateEvent, type GenerateOptions, parseGenerateOptions, type Prompt, type Score, type TokenIds, type TokenLogprob, type Tokenizer } from "@llm/models";
+import * as v from "valibot";
+import type { Engine, EngineEvent, EngineHealth, EngineRequest, EngineStats } from "./engine-types.js";
+import { EventQueue } from "./event-queue.js";
+import { Runner, type RunnerRequest, type StepOutput } from "./runner.js";
+import type { Sequence } from "./scheduler-sequence.js";
+import { Scheduler } from "./scheduler.js";
+import type { StepPlan } from "./scheduler-plan.js";
+
+const positive = v.pipe(v.number(), v.safeInteger(), v.minValue(1));
+
+export const EngineOptions = v.strictObject({
+  kvCache: v.optional(
+    v.strictObject({
+      /** "auto" = the model's dtype. @default "auto" */
+      dtype: v.optional(v.picklist(["auto", ...kvDtypes]), "auto"),
+      /** In (0, 1): fraction of the memory that is free after the weights. ≥ 1: number of blocks. @default what maxBatchSize full sequences need, at most 0.5 */
+      maxEntryCount: v.optional(v.pipe(v.number(), v.gtValue(0))),
+      /** Tokens a block. @default 16 */
+      blockSize: v.optional(positive, 16),
+      /** Reuse the blocks of known prefixes. @default true */
+      prefixCaching: v.optional(v.boolean(), true),
+    }),
+    {},
+  ),
+  /** Most sequences computed at once. @default 32 */
+  maxBatchSize: v.optional(positive, 32),
+  /** Most tokens a step computes. @default 1024 */
+  maxBatchTokens: v.optional(positive, 1024),
+  /** Most tokens of a sequence, prompt and output; default what the model takes. */
+  maxTokens: v.optional(positive),
+  /** Most sequences that wait; more are refused with QUEUE_FULL. @default 256 */
+  maxQueue: v.optional(positive, 256),
+  /** Replay recorded Plans for decode steps. Same tokens either way. @default true */
+  plans: v.optional(v.boolean(), true),
+});
+export type EngineOptions = v.InferInput<typeof EngineOptions>;
+
+/** A request on its way: what the scheduler needs, how its text grows, where its events go. */
+interface Request extends RunnerRequest {
+  readonly generations: Generation[];
+  readonly queue: EventQueue<EngineEvent>;
+  /** Index of continuation 0 in events. */
+  readonly baseIndex: number;
+  sequences: Sequence<Request>[];
+  promptLogprobsSeen: (TokenLogprob | null)[];
+  /** Continuations that have not finished. */
+  open: number;
+}
+
+/**
+ * Makes an engine over a model; the model stays the caller's and must outlive the engine.
+ * @throws {OptionsError | OutOfMemoryError}
+ */
+export async function createEngine(model: CausalLM, options: EngineOptions = {}): Promise<LocalEngine> {
+  return new LocalEngine(model, options);
+}
+
+/** @see Engine */
+export class LocalEngine implements Engine {
+  readonly tokenizer: Tokenizer;
+  readonly maxTokens: number;
+  readonly model: CausalLM;
+  private readonly scheduler: Scheduler<Request>;
+  private readonly cache: PagedCache;
+  private readonly runner: Runner;
+  private readonly requests = new Set<Request>();
+  private nextId = 0;
+  private loop: Promise<void> | undefined;
+  private death: Error | undefined;
+  private closed = false;
+
+  constructor(model: CausalLM, options: EngineOptions) {
+    const o = parseOptions(EngineOptions, options, "createEngine");
+    const { spec } = model;
+    this.model = model;
+    this.tokenizer = model.tokenizer;
+    const maxTokens = Math.min(o.maxTokens ?? model.maxTokens, model.maxTokens);
+    const dtype = o.kvCache.dtype === "auto" ? (model.dtype as "f32" | "bf16" | "f16") : o.kvCache.dtype;
+    const { blockSize } = o.kvCache;
+    const shape = { blockSize, layers: spec.layers, kvHeads: spec.kvHeads, headDim: spec.headDim, dtype };
+    const needed = Math.ceil(maxTokens / blockSize) * o.maxBatchSize;
+    const blockCount =
+      o.kvCache.maxEntryCount === undefined
+        ? Math.min(needed, planKvBudget({ ...shape, freeBytes: freemem(), maxEntryCount: 0.5 }))
+        : planKvBudget({ ...shape, freeBytes: freemem(), maxEntryCount: o.kvCache.maxEntryCount });
+    this.scheduler = new Scheduler<Request>({
+      blockCount,
+      blockSize,
+      maxBatchSize: o.maxBatchSize,
+      maxBatchTokens: Math.max(o.maxBatchTokens, o.maxBatchSize),
+      maxSequenceTokens: maxTokens,
+      maxQueue: o.maxQueue,
+      prefixCaching: o.kvCache.prefixCaching,
+    });
+    this.maxTokens = this.scheduler.maxSequenceTokens;
+    this.cache = new PagedCache(spec, { blockCount, blockSize, dtype });
+    this.runner = new Runner(model, this.cache, Math.ceil(this.maxTokens / blockSize), o.plans);
+  }
+
+  stream(request: EngineRequest): AsyncIterable<EngineEvent> {
+    const { prompt, n = 1, priority, promptLogprobs, ...generate } = request;
+    const queue = new EventQueue<EngineEvent>();
+    this.submit(prompt, generate, queue, 0, n, priority, promptLogprobs);
+    return queue.iterate(() => this.abortQueue(queue));
+  }
+
+  generate(prompts: Prompt[], options: GenerateOptions = {}): AsyncIterable<GenerateEvent> {
+    const queue = new EventQueue<EngineEvent>(prompts.length);
+    try {
+      prompts.forEach((prompt, i) => this.submit(prompt, { ...options, seed: (options.seed ?? 0) + i }, queue, i));
+    } catch (error) {
+      this.abortQueue(queue);
+      throw error;
+    }
+    return queue.iterate(() => this.abortQueue(queue)) as AsyncIterable<GenerateEvent>;
+  }
+
+  async score(prefix: TokenIds, continuations: TokenIds[], options: { signal?: AbortSignal } = {}): Promise<Score[]> {
+    this.checkAlive();
+    return this.model.score(prefix, continuations, options);
+  }
+
+  stats(): EngineStats {
+    const s = this.scheduler.stats();
+    return { ...s, prefixHitRate: s.prefixQueriedTokens > 0 ? s.prefixHitTokens / s.prefixQueriedTokens : 0 };
+  }
+
+  health(): EngineHealth {
+    return this.death ? { status: "dead", error: this.death.message } : { status: "ok" };
+  }
+
+  async dispose(): Promise<void> {
+    if (this.closed) return;
+    this.closed = true;
+    for (const r of this.requests) this.abort(r);
+    await this.loop;
+    this.runner.dispose();
+    this.cache.dispose();
+  }
+
+  private checkAlive(): void {
+    if (this.closed) throw new DisposedError("[engine] the engine was disposed");
+    if (this.death) throw new LlmError("ENGINE_DEAD", `[engine] the engine failed before: ${this.death.message}`, {}, this.death);
+  }
+
+  private submit(prompt: Prompt, options: GenerateOptions, queue: EventQueue<EngineEvent>, baseIndex: number, n = 1, priority?: number, promptLogprobs?: number): void {
+    this.checkAlive();
+    const sampling = parseGenerateOptions(options, "engine");
+    const promptIds = this.model.encodePrompt(prompt);
+    const outside = promptIds.findIndex((id) => id < 0 || id >= this.model.spec.vocabSize);
+    if (outside >= 0) throw new FormatError(`[engine] prompt token ${outside} is ${promptIds[outside]}, expected an id in [0, ${this.model.spec.vocabSize})`);
+    const stopTokenIds = new Set([...(sampling.ignoreEos ? [] : this.model.eosTokenIds), ...sampling.stopTokenIds]);
+    const limits = { tokenizer: this.tokenizer, eosTokenIds: this.model.eosTokenIds, maxTokens: this.maxTokens };
+    const request: Request = {
+      id: String(this.nextId++),
+      promptIds,
+      maxTokens: sampling.maxTokens,
+      n,
+      stopTokenIds,
+      sampling,
+      ...(priority === undefined ? {} : { priority }),
+      ...(promptLogprobs === undefined ? {} : { promptLogits: true, promptLogprobs }),
+      generations: Array.from({ length: n }, (_, i) => new Generation(limits, baseIndex + i, promptIds, sampling)),
+      queue,
+      baseIndex,
+      sequences: [],
+      promptLogprobsSeen: [null],
+      open: n,
+    };
+    if (sampling.signal?.aborted) {
+      for (const g of request.generations) queue.push(g.finish());
+      queue.closeOne();
+      return;
+    }
+    request.sequences = this.scheduler.add(request);
+    this.requests.add(request);
+    sampling.signal?.addEventListener("abort", () => this.abort(request), { once: true });
+    this.loop ??= this.run().finally(() => (this.loop = undefined));
+  }
+
+  private abortQueue(queue: EventQueue<EngineEvent>): void {
+    for (const r of this.requests) if (r.queue === queue) this.abort(r);
+  }
+
+  private abort(request: Request): void {
+    for (const sequence of this.scheduler.abort(request.id)) {
+      const g = request.generations[sequence.index]!;
+      g.reason = "abort";
+      this.finish(request, g, sequence);
+    }
+  }
+
+  private finish(request: Request, g: Generation, sequence: Sequence<Request>): void {
+    const event = g.finish();
+    if (event.type === "finish" && sequence.cachedTokens > 0 && sequence.index === 0) event.usage.cachedTokens = sequence.cachedTokens;
+    request.queue.push(event);
+    if (--request.open > 0) return;
+    this.requests.delete(request);
+    request.queue.closeOne();
+  }
+
+  /** Steps until there is nothing to do. Every exit but idleness fails all requests. */
+  private async run(): Promise<void> {
+    // Requests of the same turn of the event loop share the first step.
+    await Promise.resolve();
+    try {
+      while (this.scheduler.hasWork) {
+        const plan = this.scheduler.schedule();
+        if (!plan) break;
+        let output: StepOutput;
+        try {
+          output = await this.runner.run(plan);
+        } catch (error) {
+          if (!LlmError.isInstance(error, "OUT_OF_MEMORY")) throw error;
+          this.failStep(plan, error);
+          continue;
+        }
+        this.take(plan, output);
+      }
+    } catch (error) {
+      this.death = error as Error;
+      const failure = new LlmError("ENGINE_DEAD", `[engine] the engine failed: ${this.death.message}`, {}, error);
+      for (const r of this.requests) r.queue.fail(failure);
+      this.requests.clear();
+    }
+  }
+
+  /** Out of memory fails the requests of the step, not the engine. */
+  private failStep(plan: StepPlan<Request>, error: Error): void {
+    this.scheduler.rollback();
+    for (const request of new Set(plan.entries.map((e) => e.sequence.request))) {
+      this.scheduler.abort(request.id);
+      this.requests.delete(request);
+      request.queue.fail(error);
+    }
+  }
+
+  private take(plan: StepPlan<Request>, output: StepOutput): void {
+    for (const [index, logprobs] of output.promptLogprobs) {
+      const { request } = plan.entries[index]!.sequence;
+      request.promptLogprobsSeen.push(...logprobs);
+      if (request.promptLogprobsSeen.length === request.promptIds.length) request.queue.push({ type: "prompt-logprobs", logprobs: request.promptLogprobsSeen });
+    }
+    for (const { sequence } of plan.entries) {
+      const { request } = sequence;
+      if (request.promptLogits && request.promptIds.length === 1 && sequence.index === 0 && request.promptLogprobsSeen.length === 1 && sequence.generatedCount === 0) {
+        request.queue.push({ type: "prompt-logprobs", logprobs: request.promptLogprobsSeen });
+      }
+    }
+    // The order of samples is that of the entries; commit keeps it.
+    const logprobOf = new Map<Sequence<Request>, TokenLogprob | undefined>();
+    plan.entries.filter((e) => e.samplesToken).forEach((e, i) => logprobOf.set(e.sequence, output.logprobs[i]));
+    for (const { sequence, tokenId, finishReason } of this.scheduler.commit(output.ids)) {
+      const { request } = sequence;
+      const g = request.generations[sequence.index]!;
+      if (tokenId >= 0) {
+        const event = g.push(tokenId, logprobOf.get(sequence));
+        if (event) request.queue.push(event);
+      }
+      if (!finishReason && !g.finished) continue;
+      g.reason ??= finishReason;
+      if (!finishReason) this.scheduler.finish(sequence, "stop");
+      this.finish(request, g, sequence);
+    }
+  }
+}
+
