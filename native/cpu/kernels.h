@@ -22,7 +22,12 @@ LLM_KERNEL_TABLE(ref_quant)
 LLM_KERNEL_TABLE(ref_paged)
 LLM_KERNEL_TABLE(ref_sample)
 LLM_KERNEL_TABLE(fast_matmul)
+LLM_KERNEL_TABLE(fast_linear)
 LLM_VECTOR_TABLES(layers)
 LLM_VECTOR_TABLES(attention)
+LLM_VECTOR_TABLES(elementwise)
+LLM_VECTOR_TABLES(loss)
+LLM_VECTOR_TABLES(optim)
+LLM_VECTOR_TABLES(quant)
 
 }  // namespace llm

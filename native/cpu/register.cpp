@@ -42,8 +42,13 @@ struct Table {
     add(scalar, ref_sample, ref_sample_count);
 #if defined(__x86_64__)
     for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16}) add(isa, fast_matmul, fast_matmul_count);
+    for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512}) add(isa, fast_linear, fast_linear_count);
     LLM_ADD_VECTOR(layers);
     LLM_ADD_VECTOR(attention);
+    LLM_ADD_VECTOR(elementwise);
+    LLM_ADD_VECTOR(loss);
+    LLM_ADD_VECTOR(optim);
+    LLM_ADD_VECTOR(quant);
 #endif
   }
 };

@@ -77,6 +77,11 @@ SOURCES = {
     "filters": "{{ messages[0].content | upper }} {{ messages | map(attribute='role') | join(',') }} {{ messages | length }} "
     "{{ (messages | selectattr('role', 'equalto', 'user') | list)[0].content | length }} {{ messages[-1]['role'] }} "
     "{{ 'a,b'.split(',') | last }} {{ messages[1:] | length }} {{ 'yes' if missing is defined else 'no' }} {{ messages[0].none_such | default('d') }}",
+    "values": "{{ true }} {{ none }} {{ missing }} {{ 1.0 }} {{ 2 }} {{ [1, none, 'a\"b', \"it's\", '\\n'] }} {{ messages[0] }} {{ messages[0] | string }} "
+    "{{ 'x' ~ true ~ none ~ 1 }} {{ missing | trim }}{{ ('a', 2) }} {{ messages[-1].content is none }} {{ messages[1] }} {{ {'k': [false]} }}",
+    "break": "{% for m in messages %}{{ m.role }}{% for n in messages %}{{ loop.index }}{% if loop.index == 2 %}!{% break %}{% endif %},{% endfor %}"
+    "{% if m.role == 'assistant' %}({% continue %}){% endif %};{% else %}never{% endfor %}"
+    "{% for m in messages %}{{ m.role }}{% break %}{% endfor %}|{% for m in [] %}{% else %}empty{% endfor %}",
     "tools": "{% if tools is not none %}{{ tools | length }}{% else %}none{% endif %} {% if tools is defined and add_generation_prompt %}prompt{% endif %}",
 }
 

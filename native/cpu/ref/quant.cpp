@@ -196,14 +196,23 @@ const char* repack(const KernelArgs& k) {
   return nullptr;
 }
 
-// Codes and scale of the int8 activations of one row and group: mode 1.
-float activation_scale(const Rows& x, int64_t r, int64_t first, int64_t last) {
+constexpr int64_t kActivationBlock = 32;  // values of x that share a scale in mode 1
+
+// The part of x[r] in [first, last) times w's codes: exact, or with x as int8 (scale absmax / 127, half to even).
+template <class Code>
+double block_product(const Rows& x, int64_t r, int64_t o, int64_t first, int64_t last, bool int8, Code code) {
   float absmax = 0;
-  for (int64_t c = first; c < last; c++) absmax = std::max(absmax, std::fabs(x.get(r, c)));
-  return absmax / 127.0f;
+  for (int64_t c = first; int8 && c < last; c++) absmax = std::max(absmax, std::fabs(x.get(r, c)));
+  const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+  double total = 0;
+  for (int64_t c = first; c < last; c++) {
+    const float v = x.get(r, c);
+    total += (int8 ? static_cast<double>(std::nearbyint(v * inverse)) : static_cast<double>(v)) * code(o, c);
+  }
+  return int8 ? total * (absmax / 127.0f) : total;
 }
 
-// y[r, o] = sum over groups of sum_c x[r, c] w(o, c), w = code(o, c) * scale(o, g).
+// y[r, o] = bias[o] + sum over groups of scale(o, g) * sum_c x[r, c] * code(o, c).
 template <class Code, class Scale>
 const char* linear(const KernelArgs& k, Code code, Scale scale) {
   const Rows x = rows_of(k.in[0]), y = rows_of(k.out[0]);
@@ -215,14 +224,11 @@ const char* linear(const KernelArgs& k, Code code, Scale scale) {
       const int64_t r = i / n, o = i % n;
       double total = bias ? load_element(bias->data, bias->dtype, o) : 0;
       for (int64_t g = 0; g * group < cols; g++) {
-        const int64_t first = g * group, last = std::min(cols, first + group);
-        const float step = int8 ? activation_scale(x, r, first, last) : 1.0f, inverse = step > 0 ? 1.0f / step : 0.0f;
+        const int64_t last = std::min(cols, (g + 1) * group);
         double part = 0;
-        for (int64_t c = first; c < last; c++) {
-          const float v = x.get(r, c);
-          part += (int8 ? static_cast<double>(std::nearbyint(v * inverse)) : static_cast<double>(v)) * code(o, c);
-        }
-        total += part * scale(o, g) * step;
+        for (int64_t c = g * group; c < last; c += kActivationBlock)
+          part += block_product(x, r, o, c, std::min(last, c + kActivationBlock), int8, code);
+        total += part * scale(o, g);
       }
       y.set(r, o, static_cast<float>(total));
     }

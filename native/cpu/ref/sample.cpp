@@ -70,9 +70,9 @@ class Ranking {
 
 // Temperature, then top-k, then top-p (the smallest set whose mass reaches p; the token that crosses is kept), then min-p
 // (relative to the most likely token); then the inverse of the cumulative distribution, most likely token first, at
-// u = uniform(Philox(seed, counter = step)). `row` has no NaN; the largest logit is `largest` at `best`.
+// u = uniform(Philox(seed, counter = step)). The largest logit is `largest`, finite, at `best`.
 int32_t draw(const std::vector<float>& row, float largest, int32_t best, const float* p, uint64_t seed, uint32_t step) {
-  if (p[temperature] <= 0 || largest == -kInf || largest == kInf) return best;
+  if (p[temperature] <= 0) return best;
   const double t = p[temperature];
   std::vector<Candidate> all;
   all.reserve(row.size());
@@ -119,23 +119,23 @@ const char* sample(const KernelArgs& k) {
   int32_t* ids = data_of<int32_t>(k.out[0]);
   float* logprob = data_of<float>(k.out[1]);
   if (logits.cols == 0) return logits.rows == 0 ? nullptr : "no logits to sample from";
-  std::atomic<bool> not_a_number{false};
+  std::atomic<const char*> fault{nullptr};
   parallel_rows(logits.rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> row(static_cast<size_t>(logits.cols));
     for (int64_t b = begin; b < end; b++) {
       float largest = -kInf;
       int32_t best = 0;
-      bool nan = false;
+      bool wrong = false;
       for (int64_t c = 0; c < logits.cols; c++) {
         const float v = row[static_cast<size_t>(c)] = logits.get(b, c);
-        nan |= v != v;
+        wrong |= v != v || v == kInf;
         if (v > largest) {
           largest = v;
           best = static_cast<int32_t>(c);
         }
       }
-      if (nan) {
-        not_a_number = true;
+      if (wrong || largest == -kInf) {
+        fault = wrong ? "a logit is NaN or +Infinity" : "no token has a finite logit";
         ids[b] = 0;
         logprob[b] = 0;
         continue;
@@ -143,13 +143,11 @@ const char* sample(const KernelArgs& k) {
       const uint64_t seed = static_cast<uint32_t>(seeds[2 * b]) | static_cast<uint64_t>(static_cast<uint32_t>(seeds[2 * b + 1])) << 32;
       ids[b] = draw(row, largest, best, params + b * param_count, seed, static_cast<uint32_t>(steps[b]));
       double total = 0;
-      if (largest != -kInf)
-        for (float v : row) total += std::exp(static_cast<double>(v) - largest);
-      const float chosen = row[static_cast<size_t>(ids[b])];
-      logprob[b] = chosen == -kInf ? -kInf : static_cast<float>(static_cast<double>(chosen) - largest - std::log(total));
+      for (float v : row) total += std::exp(static_cast<double>(v) - largest);
+      logprob[b] = static_cast<float>(static_cast<double>(row[static_cast<size_t>(ids[b])]) - largest - std::log(total));
     }
   });
-  return not_a_number ? "a logit is not a number" : nullptr;
+  return fault;
 }
 
 }  // namespace

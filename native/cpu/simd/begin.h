@@ -10,6 +10,7 @@
 #include "cpu/gemm.h"
 #include "cpu/gemm_workspace.h"
 #include "cpu/kernels.h"
+#include "cpu/nf4.h"
 #include "gen/ops.h"
 
 namespace llm {

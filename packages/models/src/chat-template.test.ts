@@ -88,7 +88,8 @@ describe.skipIf(!there)("real templates", () => {
         if (!text.includes("When is high water?")) unexpected.push(`${name}: the message is missing`);
         if (Object.hasOwn(failing, name)) unexpected.push(`${name}: renders now`);
       } catch (error) {
-        if (!LlmError.isInstance(error) || !failing[name]?.test(error.message)) unexpected.push(`${name}: ${String(error)}`);
+        if (!LlmError.isInstance(error) || !failing[name]?.test(error.message))
+          unexpected.push(`${name}: ${String(error)}`);
       }
     }
     expect(unexpected).toEqual([]);
@@ -138,7 +139,9 @@ describe("named templates", () => {
 
   test("templates with fixed turns refuse others", () => {
     for (const name of ["llama2", "mistral"]) {
-      expect(() => show(name, [{ role: "assistant", content: "a" }])).toThrow(/refuses this conversation: expected user and assistant/);
+      expect(() => show(name, [{ role: "assistant", content: "a" }])).toThrow(
+        /refuses this conversation: expected user and assistant/,
+      );
       expect(() => show(name, [{ role: "tool", content: "a" }])).toThrow(/refuses/);
     }
   });
@@ -159,12 +162,16 @@ describe("rendering", () => {
 
   test("keys that are undefined are not there", () => {
     const message = { role: "user", content: "x", tool_calls: undefined } as unknown as ChatMessage;
-    expect(renderChatTemplate("{{ 'tool_calls' in messages[0] }} {{ tools is none }}", { messages: [message], tools: [] })).toBe("false true");
+    expect(
+      renderChatTemplate("{{ 'tool_calls' in messages[0] }} {{ tools is none }}", { messages: [message], tools: [] }),
+    ).toBe("False True");
   });
 
   test("variables win over what is set otherwise", () => {
     const variables = { add_generation_prompt: "mine", enable_thinking: false, range: 3 };
-    expect(renderChatTemplate("{{ add_generation_prompt }} {{ enable_thinking }} {{ range }}", { messages: one, variables })).toBe("mine false 3");
+    expect(
+      renderChatTemplate("{{ add_generation_prompt }} {{ enable_thinking }} {{ range }}", { messages: one, variables }),
+    ).toBe("mine False 3");
   });
 
   test("a template that raises is an OptionsError with its reason, a broken one a FormatError", () => {

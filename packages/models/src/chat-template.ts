@@ -3,7 +3,7 @@
  * `apply_chat_template` does.
  */
 import { FormatError, LlmError, OptionsError } from "@llm/core";
-import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
+import { parseJinja, renderJinja, type JinjaProgram } from "./jinja.js";
 import type { ChatMessage, Tool } from "./types.js";
 
 /** What a template is rendered with. */
@@ -148,23 +148,24 @@ ${alternate}
  * @throws {OptionsError} a name that nobody has
  */
 export function resolveTemplate(template: string, own: ReadonlyMap<string, string> = new Map()): string {
-  const found = own.get(template) ?? (Object.hasOwn(namedTemplates, template) ? namedTemplates[template]!.source : undefined);
+  const found =
+    own.get(template) ?? (Object.hasOwn(namedTemplates, template) ? namedTemplates[template]!.source : undefined);
   if (found !== undefined) return found;
   if (template.includes("{{") || template.includes("{%")) return template;
   const known = [...new Set([...own.keys(), ...Object.keys(namedTemplates)])].join(", ");
-  throw new OptionsError(`[applyChatTemplate] template: expected Jinja source or one of ${known}, got ${JSON.stringify(template)}`);
+  throw new OptionsError(
+    `[applyChatTemplate] template: expected Jinja source or one of ${known}, got ${JSON.stringify(template)}`,
+  );
 }
 
-type Program = ReturnType<typeof parse>;
-const parsed = new Map<string, Program>();
+const parsed = new Map<string, JinjaProgram>();
 const mostParsed = 32;
 
 /**
  * Renders a conversation with a Jinja template as transformers' `apply_chat_template(tokenize=False)`: blocks are trimmed,
  * `tojson` writes what Python's json.dumps(ensure_ascii=False) does, `strftime_now` and `raise_exception` are there,
  * `{% generation %}` is transparent. Arguments of tool calls that are JSON text of an object are parsed first.
- * The engine differs from Python's in what `{{ x }}` prints for a value that is no text or number: `true` for True, nothing
- * for None; and it has no dictionaries with keys other than text.
+ * Dictionaries written in a template may have text keys only.
  * @throws {FormatError} the template is not valid Jinja, or fails on this conversation
  * @throws {OptionsError} the template refuses the conversation (`raise_exception`); `data.reason` is its message
  * @see https://huggingface.co/docs/transformers/chat_templating
@@ -196,9 +197,7 @@ export function renderChatTemplate(source: string, options: RenderChatTemplateOp
     ...(plain(options.variables ?? {}) as object),
   };
   try {
-    const environment = new Environment();
-    for (const [name, value] of Object.entries(variables)) environment.set(name, value);
-    return String(new Interpreter(environment).run(program).value);
+    return renderJinja(program, variables);
   } catch (error) {
     if (LlmError.isInstance(error)) throw error;
     throw new FormatError(
@@ -209,13 +208,17 @@ export function renderChatTemplate(source: string, options: RenderChatTemplateOp
   }
 }
 
-function parseTemplate(source: string): Program {
+function parseTemplate(source: string): JinjaProgram {
   let program = parsed.get(source);
   if (program === undefined) {
     try {
-      program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }));
+      program = parseJinja(source);
     } catch (error) {
-      throw new FormatError(`[renderChatTemplate] expected a Jinja template: ${(error as Error).message}`, { source }, error);
+      throw new FormatError(
+        `[renderChatTemplate] expected a Jinja template: ${(error as Error).message}`,
+        { source },
+        error,
+      );
     }
     if (parsed.size >= mostParsed) parsed.delete(parsed.keys().next().value!);
     parsed.set(source, program);
@@ -245,7 +248,9 @@ function parseObject(value: string | Record<string, unknown>): string | Record<s
   if (typeof value !== "string") return value;
   try {
     const object: unknown = JSON.parse(value);
-    return typeof object === "object" && object !== null && !Array.isArray(object) ? (object as Record<string, unknown>) : value;
+    return typeof object === "object" && object !== null && !Array.isArray(object)
+      ? (object as Record<string, unknown>)
+      : value;
   } catch {
     return value;
   }

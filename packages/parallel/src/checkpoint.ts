@@ -28,6 +28,8 @@ export type RunState = v.InferOutput<typeof RunState>;
 
 const pattern = /^step-(\d+)$/;
 const temporary = ".tmp-step-";
+/** Before the name of a checkpoint that another of the same step is taking the place of. */
+const replaced = ".old-";
 
 /** Checkpoint folders by rising step. */
 export async function listCheckpoints(folder: string): Promise<string[]> {
@@ -37,10 +39,15 @@ export async function listCheckpoints(folder: string): Promise<string[]> {
   return names.sort((a, b) => step(a) - step(b)).map((name) => join(folder, name));
 }
 
-/** Removes what writes that were cut off have left. */
+/** Removes what writes that were cut off have left, and puts back a checkpoint that one was about to replace. */
 export async function removeUnfinished(folder: string): Promise<void> {
   if (!existsSync(folder)) return;
-  for (const name of await readdir(folder)) if (name.startsWith(temporary)) await rm(join(folder, name), { recursive: true, force: true });
+  for (const name of await readdir(folder)) {
+    const path = join(folder, name);
+    const target = join(folder, name.slice(replaced.length));
+    if (name.startsWith(replaced) && !existsSync(target)) await rename(path, target);
+    else if (name.startsWith(replaced) || name.startsWith(temporary)) await rm(path, { recursive: true, force: true });
+  }
 }
 
 const source = ({ name, tensor }: NamedTensor): SafetensorsSource => ({
@@ -86,7 +93,7 @@ export async function saveCheckpoint(folder: string, parameters: readonly NamedT
     }
     // A step that is run again after resuming from an older one replaces its folder.
     if (existsSync(target)) {
-      const old = `${draft}-old`;
+      const old = join(folder, `${replaced}${basename(target)}`);
       await rename(target, old);
       await rename(draft, target);
       await rm(old, { recursive: true, force: true });
@@ -134,29 +141,47 @@ export function checkExact(checkpoint: string, before: RunState["exact"], now: R
   throw new OptionsError(`[train] resuming ${basename(checkpoint)} would not continue the run that wrote it, because these differ: ${list}. Use checkpoint.force to resume anyway`, { differing });
 }
 
-/** Writes the tensors of a file in place. @throws {FormatError} a tensor is missing, left over, or of another form */
-function restoreTensors(file: string, tensors: readonly NamedTensor[]): void {
+/** Checks a file against the tensors that it is for. @returns reads them in place @throws {FormatError} missing, left over, or of another form */
+function openTensors(file: string, tensors: readonly NamedTensor[]): { restore(): void; close(): void } {
   const handle = openSafetensors(file);
-  try {
-    const left = new Set(handle.tensors.keys());
-    for (const { name, tensor } of tensors) {
-      const entry = handle.tensors.get(name);
-      const expected = `${toSafetensorsDType(tensor.dtype)} [${tensor.shape.join(", ")}]`;
-      const got = entry ? `${entry.dtype} [${entry.shape.join(", ")}]` : "no such tensor";
-      if (expected !== got) throw new FormatError(`[train] ${file}: ${name}: expected ${expected}, got ${got}`, { file, name });
-      left.delete(name);
-    }
-    const [odd] = left;
-    if (odd !== undefined) throw new FormatError(`[train] ${file} holds ${odd}, which this run does not train`, { file, name: odd });
-    for (const { name, tensor } of tensors) tensor.write(handle.read(name));
-  } finally {
+  const fail = (name: string, message: string): never => {
     handle.close();
+    throw new FormatError(`[train] ${file}: ${message}`, { file, name });
+  };
+  const left = new Set(handle.tensors.keys());
+  for (const { name, tensor } of tensors) {
+    const entry = handle.tensors.get(name);
+    const expected = `${toSafetensorsDType(tensor.dtype)} [${tensor.shape.join(", ")}]`;
+    const got = entry ? `${entry.dtype} [${entry.shape.join(", ")}]` : "no such tensor";
+    if (expected !== got) fail(name, `${name}: expected ${expected}, got ${got}`);
+    left.delete(name);
   }
+  const [odd] = left;
+  if (odd !== undefined) fail(odd, `it holds ${odd}, which this run does not train`);
+  return {
+    restore: () => {
+      for (const { name, tensor } of tensors) tensor.write(handle.read(name));
+    },
+    close: () => handle.close(),
+  };
 }
 
-/** Puts weights and optimizer back; nothing is changed when a file is broken. */
+/**
+ * Puts weights and optimizer back; nothing is changed when a file's header is broken or of another model.
+ * @throws {FormatError | IoError}
+ */
 export function restoreCheckpoint(checkpoint: string, parameters: readonly NamedTensor[], optimizer: Optimizer, state: RunState): void {
-  restoreTensors(join(checkpoint, "weights.safetensors"), parameters);
-  restoreTensors(join(checkpoint, "optimizer.safetensors"), optimizer.state());
+  const weights = openTensors(join(checkpoint, "weights.safetensors"), parameters);
+  try {
+    const moments = openTensors(join(checkpoint, "optimizer.safetensors"), optimizer.state());
+    try {
+      weights.restore();
+      moments.restore();
+    } finally {
+      moments.close();
+    }
+  } finally {
+    weights.close();
+  }
   optimizer.restore(state.optimizerSteps);
 }

@@ -32,7 +32,7 @@ export interface StepReport {
   tokens: number;
   /** Positions with a label. */
   learnedTokens: number;
-  /** Since the report before. */
+  /** Over the last half second of training or more; evaluations, samples and checkpoints are left out. */
   tokensPerSecond: number;
   /** Since the run began (in this process). */
   elapsedMs: number;

@@ -1,1 +1,1 @@
-export {};
+export { byteTokenizer, packIds, randomDocuments, tinyModel, type TinyModelOptions } from "./tiny-model.js";

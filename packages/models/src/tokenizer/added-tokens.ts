@@ -31,7 +31,10 @@ export class AddedTokenMatcher {
       let start = match.index;
       let stop = start + match[0].length;
       if (start < done) continue;
-      if (token.singleWord && (wordEnd.test(text.slice(Math.max(0, start - 2), start)) || wordStart.test(text.slice(stop, stop + 2)))) {
+      if (
+        token.singleWord &&
+        (wordEnd.test(text.slice(Math.max(0, start - 2), start)) || wordStart.test(text.slice(stop, stop + 2)))
+      ) {
         continue;
       }
       if (token.lstrip) start = done + text.slice(done, start).replace(/\p{White_Space}+$/u, "").length;

@@ -103,13 +103,19 @@ export function readTiktokenTokens(text: string, where: string): (string | undef
     const match = /^([A-Za-z0-9+/]+={0,2}) (\d+)\r?$/.exec(line);
     const rank = match === null ? NaN : Number(match[2]);
     if (match === null || rank > 2 ** 24) {
-      throw new FormatError(`[${where}] line ${index + 1}: expected "base64 rank", got ${JSON.stringify(line.slice(0, 60))}`, {
+      throw new FormatError(
+        `[${where}] line ${index + 1}: expected "base64 rank", got ${JSON.stringify(line.slice(0, 60))}`,
+        {
+          file: where,
+          line: index + 1,
+        },
+      );
+    }
+    if (tokens[rank] !== undefined) {
+      throw new FormatError(`[${where}] line ${index + 1}: rank ${rank} is there twice`, {
         file: where,
         line: index + 1,
       });
-    }
-    if (tokens[rank] !== undefined) {
-      throw new FormatError(`[${where}] line ${index + 1}: rank ${rank} is there twice`, { file: where, line: index + 1 });
     }
     tokens[rank] = spellBytes(Buffer.from(match[1]!, "base64"));
   });
@@ -120,7 +126,8 @@ export function readTiktokenTokens(text: string, where: string): (string | undef
 export function tiktokenSpec(tokens: (string | undefined)[], name: PreTokenizerName, where: string): TokenizerSpec {
   const ids = idsOf(tokens);
   for (let byte = 0; byte < 256; byte++) {
-    if (!ids.has(byteChar(byte))) throw new FormatError(`[${where}] expected a token for each byte, byte ${byte} has none`);
+    if (!ids.has(byteChar(byte)))
+      throw new FormatError(`[${where}] expected a token for each byte, byte ${byte} has none`);
   }
   const mergeable = tokens.flatMap((text, id) =>
     text === undefined || text.length < 2 ? [] : [{ text, id, rank: id }],

@@ -43,7 +43,9 @@ export function readCompanions(files: CompanionFiles): Companions {
     for (const entry of own) {
       const { name, template } = asObject(entry, "tokenizer_config.json: chat_template");
       if (typeof name !== "string" || typeof template !== "string") {
-        throw new FormatError(`[tokenizer_config.json] chat_template: expected {name, template}, got ${describe(entry)}`);
+        throw new FormatError(
+          `[tokenizer_config.json] chat_template: expected {name, template}, got ${describe(entry)}`,
+        );
       }
       templates.set(name, template);
     }
@@ -92,7 +94,8 @@ export function readCompanions(files: CompanionFiles): Companions {
 function tokenText(value: unknown, key: string): string | undefined {
   if (value === undefined || value === null) return undefined;
   const text = typeof value === "object" ? (value as { content?: unknown }).content : value;
-  if (typeof text !== "string") throw new FormatError(`[tokenizer_config.json] ${key}: expected a token, got ${describe(value)}`);
+  if (typeof text !== "string")
+    throw new FormatError(`[tokenizer_config.json] ${key}: expected a token, got ${describe(value)}`);
   return text;
 }
 

@@ -21,7 +21,9 @@ function vectors(name: string): Vector[] {
   const texts = readFileSync(`${base}.inp`, "utf8").split("\n__ggml_vocab_test__\n");
   const lines = readFileSync(`${base}.out`, "utf8").split("\n");
   // Both files end with their separator.
-  return texts.slice(0, -1).map((text, index) => ({ text, ids: (lines[index] ?? "").split(" ").filter(Boolean).map(Number) }));
+  return texts
+    .slice(0, -1)
+    .map((text, index) => ({ text, ids: (lines[index] ?? "").split(" ").filter(Boolean).map(Number) }));
 }
 
 function failures(tokenizer: Tokenizer, cases: Vector[]): unknown[] {
@@ -117,7 +119,11 @@ describe.skipIf(!there).each(Object.entries(sources))("%s", (name, source) => {
     for (const odd of oddTexts(300)) {
       const text = name.startsWith("stories") ? odd.replace(/ +/g, " ").replace(/^ | $/g, "") : odd;
       // A literal U+2581 is the mark of a space in SentencePiece.
-      const expected = /Llama|Phi|Intern|stories/.test(name) ? text.replaceAll("▁", " ") : nfc ? text.normalize("NFC") : text;
+      const expected = /Llama|Phi|Intern|stories/.test(name)
+        ? text.replaceAll("▁", " ")
+        : nfc
+          ? text.normalize("NFC")
+          : text;
       if (name.startsWith("stories") && expected !== text) continue;
       const ids = tokenizer.encode(text, { addSpecialTokens: false, parseSpecial: false });
       const stream = tokenizer.decodeStream();

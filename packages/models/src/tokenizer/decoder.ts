@@ -57,8 +57,15 @@ export function compileDecoder(component: ComponentJson | null): DecodePlan {
       }
       case "Strip": {
         const { content, start = 0, stop = 0 } = step;
-        if (typeof content !== "string" || content.length !== 1 || typeof start !== "number" || typeof stop !== "number") {
-          throw new FormatError(`[decoder.Strip] expected {content: one character, start, stop}, got ${describe(step)}`);
+        if (
+          typeof content !== "string" ||
+          content.length !== 1 ||
+          typeof start !== "number" ||
+          typeof stop !== "number"
+        ) {
+          throw new FormatError(
+            `[decoder.Strip] expected {content: one character, start, stop}, got ${describe(step)}`,
+          );
         }
         if (!fused || stop !== 0) {
           throw new UnsupportedError("[loadTokenizer] a Strip decoder is supported after Fuse and at the start only");

@@ -42,7 +42,11 @@ export async function readGgufVocabulary(path: string, preTokenizer?: PreTokeniz
     if ((error as NodeJS.ErrnoException).code !== undefined) {
       throw new IoError(`[loadTokenizer] could not read ${path}`, { file: path }, error);
     }
-    throw new FormatError(`[loadTokenizer] ${path}: expected a GGUF file: ${(error as Error).message}`, { file: path }, error);
+    throw new FormatError(
+      `[loadTokenizer] ${path}: expected a GGUF file: ${(error as Error).message}`,
+      { file: path },
+      error,
+    );
   }
   return ggufSpec(metadata, path, preTokenizer);
 }
@@ -56,9 +60,14 @@ export function ggufSpec(
   const get = (key: string): unknown => metadata[`tokenizer.ggml.${key}`];
   const texts = list<string>(get("tokens"), "string", "tokens", where);
   const kind = get("model");
-  const types = get("token_type") === undefined ? texts.map(() => 1) : list<number>(get("token_type"), "number", "token_type", where);
+  const types =
+    get("token_type") === undefined
+      ? texts.map(() => 1)
+      : list<number>(get("token_type"), "number", "token_type", where);
   if (types.length !== texts.length) {
-    throw new FormatError(`[${where}] expected ${texts.length} entries in tokenizer.ggml.token_type, got ${types.length}`);
+    throw new FormatError(
+      `[${where}] expected ${texts.length} entries in tokenizer.ggml.token_type, got ${types.length}`,
+    );
   }
   const flag = (key: string, fallback: boolean): boolean => {
     const value = get(key);
@@ -96,7 +105,11 @@ export function ggufSpec(
         eosId,
         padId,
       },
-      { addBos: flag("add_bos_token", kind === "llama"), addEos: flag("add_eos_token", kind === "t5"), prefixEverySection: true },
+      {
+        addBos: flag("add_bos_token", kind === "llama"),
+        addEos: flag("add_eos_token", kind === "t5"),
+        prefixEverySection: true,
+      },
     );
     return { ...spec, config: { ...config, unkToken: spec.config.unkToken ?? config.unkToken! } };
   }

@@ -50,7 +50,11 @@ export interface LoadTokenizerOptions {
  * @throws {UnsupportedError} a kind of tokenizer that this version does not run (WordPiece …)
  */
 export async function loadTokenizer(path: string, options: LoadTokenizerOptions = {}): Promise<Tokenizer> {
-  const { preTokenizer, addBosToken, addEosToken, cacheSize } = parseOptions(loadTokenizerOptions, options, "loadTokenizer");
+  const { preTokenizer, addBosToken, addEosToken, cacheSize } = parseOptions(
+    loadTokenizerOptions,
+    options,
+    "loadTokenizer",
+  );
   const file = await vocabularyFile(path);
   let spec = await readSpec(file, preTokenizer);
   if (addBosToken !== undefined || addEosToken !== undefined) {
@@ -215,7 +219,11 @@ const splitOfClass: readonly [RegExp, PreTokenizerName][] = [
   [/^(starcoder|gptbigcode|gpt_bigcode)/i, "starcoder"],
 ];
 
-async function splitOfFolder(folder: string, rest: Readonly<Record<string, unknown>>, size: number): Promise<PreTokenizerName> {
+async function splitOfFolder(
+  folder: string,
+  rest: Readonly<Record<string, unknown>>,
+  size: number,
+): Promise<PreTokenizerName> {
   const config = (await optionalJson(join(folder, "config.json"))) as { model_type?: unknown } | undefined;
   for (const hint of [rest["tokenizer_class"], config?.model_type]) {
     const found = typeof hint === "string" ? splitOfClass.find(([pattern]) => pattern.test(hint)) : undefined;

@@ -57,17 +57,20 @@ async function codeOf(promise: Promise<unknown>): Promise<string> {
 }
 
 describe("tokenizer.json", () => {
-  test.each(["byte-level.tokenizer.json", "unigram.tokenizer.json"])("%s encodes and decodes as Hugging Face tokenizers does", (name) => {
-    const tokenizer = createTokenizer(json(name));
-    const cases = vectors[name]!;
-    expect(wrong(tokenizer, cases)).toEqual([]);
-    for (const { ids, decoded, skipped } of cases) {
-      // The reference drops every leading mark of a Metaspace vocabulary; only one of them is the dummy prefix.
-      const same = (text: string): string => (name.startsWith("unigram") ? text.replace(/^ +/, "") : text);
-      expect(same(tokenizer.decode(ids))).toBe(same(decoded));
-      expect(same(tokenizer.decode(ids, { skipSpecialTokens: true }))).toBe(same(skipped!));
-    }
-  });
+  test.each(["byte-level.tokenizer.json", "unigram.tokenizer.json"])(
+    "%s encodes and decodes as Hugging Face tokenizers does",
+    (name) => {
+      const tokenizer = createTokenizer(json(name));
+      const cases = vectors[name]!;
+      expect(wrong(tokenizer, cases)).toEqual([]);
+      for (const { ids, decoded, skipped } of cases) {
+        // The reference drops every leading mark of a Metaspace vocabulary; only one of them is the dummy prefix.
+        const same = (text: string): string => (name.startsWith("unigram") ? text.replace(/^ +/, "") : text);
+        expect(same(tokenizer.decode(ids))).toBe(same(decoded));
+        expect(same(tokenizer.decode(ids, { skipSpecialTokens: true }))).toBe(same(skipped!));
+      }
+    },
+  );
 
   test("a token that is added but not special is recognised in text from users too, a special one is not", () => {
     const tokenizer = createTokenizer(json("byte-level.tokenizer.json"));
@@ -97,10 +100,14 @@ describe("tokenizer.json", () => {
     expect([...tokenizer.specialTokens.keys()]).toEqual(["<|end|>", "<pad>", "<s>"]);
     const messages = [{ role: "user", content: "hi" }];
     expect(tokenizer.applyChatTemplate(messages)).toBe("own hi");
-    expect(tokenizer.applyChatTemplate(messages, { tools: [{ type: "function", function: { name: "f" } }] })).toBe("tools 1");
+    expect(tokenizer.applyChatTemplate(messages, { tools: [{ type: "function", function: { name: "f" } }] })).toBe(
+      "tools 1",
+    );
     expect(tokenizer.applyChatTemplate(messages, { template: "tool_use", variables: { tools: [] } })).toBe("tools 0");
     expect(tokenizer.applyChatTemplate(messages, { template: "chatml" })).toBe("<|im_start|>user\nhi<|im_end|>\n");
-    expect(() => tokenizer.applyChatTemplate(messages, { template: "nope" })).toThrow(/expected Jinja source or one of default, tool_use, chatml/);
+    expect(() => tokenizer.applyChatTemplate(messages, { template: "nope" })).toThrow(
+      /expected Jinja source or one of default, tool_use, chatml/,
+    );
     await writeFile(join(path, "chat_template.jinja"), "file {{ bos_token }}");
     expect((await loadTokenizer(path)).applyChatTemplate(messages)).toBe("file <s>");
   });
@@ -135,11 +142,14 @@ describe("tokenizer.json", () => {
     const source = json("byte-level.tokenizer.json");
     const added = source["added_tokens"] as { id: number }[];
     for (const token of added) token.id += 5;
-    (source["post_processor"] as { special_tokens: Record<string, { ids: number[] }> }).special_tokens["<s>"]!.ids[0]! += 5;
+    (source["post_processor"] as { special_tokens: Record<string, { ids: number[] }> }).special_tokens[
+      "<s>"
+    ]!.ids[0]! += 5;
     const tokenizer = createTokenizer(source);
     await tokenizer.save(join(folder, "holes"));
     const again = await loadTokenizer(join(folder, "holes"));
-    for (const { text } of vectors["byte-level.tokenizer.json"]!) expect(again.encode(text)).toEqual(tokenizer.encode(text));
+    for (const { text } of vectors["byte-level.tokenizer.json"]!)
+      expect(again.encode(text)).toEqual(tokenizer.encode(text));
     expect(again.vocabSize).toBe(tokenizer.vocabSize);
   });
 
@@ -150,7 +160,14 @@ describe("tokenizer.json", () => {
     [{ model: { type: "BPE", vocab: { a: -1 }, merges: [] } }, /FORMAT .*expected an id/],
     [{ model: { type: "BPE", vocab: [], merges: [] } }, /FORMAT .*expected an object/],
     [{ model: { type: "Unigram", vocab: [["a"]] } }, /FORMAT .*expected \[piece, score\]/],
-    [{ model: { type: "BPE", vocab: {}, merges: [] }, normalizer: { type: "BertNormalizer" }, decoder: { type: "ByteLevel" } }, /UNSUPPORTED .*BertNormalizer/],
+    [
+      {
+        model: { type: "BPE", vocab: {}, merges: [] },
+        normalizer: { type: "BertNormalizer" },
+        decoder: { type: "ByteLevel" },
+      },
+      /UNSUPPORTED .*BertNormalizer/,
+    ],
     [{ model: { type: "BPE", vocab: {}, merges: [] }, decoder: { type: "CTC" } }, /UNSUPPORTED .*CTC/],
     [{}, /FORMAT .*tokenizer.json: model/],
     ["{", /FORMAT .*expected JSON/],
@@ -161,18 +178,21 @@ describe("tokenizer.json", () => {
 });
 
 describe("SentencePiece", () => {
-  test.each(["sentencepiece-bpe.model", "sentencepiece-unigram.model"])("%s encodes and decodes as sentencepiece does", async (name) => {
-    const tokenizer = await loadTokenizer(join(fixtures, name), { addBosToken: false });
-    // Control tokens in a text, and white space beside user-defined ones, follow transformers and llama.cpp (next tests).
-    const cases = vectors[name]!.filter(({ text }) => !/<s>|<pad>|<sep>/.test(text));
-    expect(cases.length).toBeGreaterThan(70);
-    expect(wrong(tokenizer, cases)).toEqual([]);
-    for (const { ids, decoded } of cases) {
-      const text = tokenizer.decode(ids);
-      // sentencepiece writes " ⁇ " for the unknown token, Hugging Face its name.
-      expect(text.replaceAll("<unk>", " ⁇ ").trimStart()).toBe(decoded.trimStart());
-    }
-  });
+  test.each(["sentencepiece-bpe.model", "sentencepiece-unigram.model"])(
+    "%s encodes and decodes as sentencepiece does",
+    async (name) => {
+      const tokenizer = await loadTokenizer(join(fixtures, name), { addBosToken: false });
+      // Control tokens in a text, and white space beside user-defined ones, follow transformers and llama.cpp (next tests).
+      const cases = vectors[name]!.filter(({ text }) => !/<s>|<pad>|<sep>/.test(text));
+      expect(cases.length).toBeGreaterThan(70);
+      expect(wrong(tokenizer, cases)).toEqual([]);
+      for (const { ids, decoded } of cases) {
+        const text = tokenizer.decode(ids);
+        // sentencepiece writes " ⁇ " for the unknown token, Hugging Face its name.
+        expect(text.replaceAll("<unk>", " ⁇ ").trimStart()).toBe(decoded.trimStart());
+      }
+    },
+  );
 
   test("control tokens in a text are tokens with parseSpecial and text without", async () => {
     const tokenizer = await loadTokenizer(join(fixtures, "sentencepiece-bpe.model"));
@@ -189,7 +209,10 @@ describe("SentencePiece", () => {
     const model = readFileSync(join(fixtures, "sentencepiece-bpe.model"));
     const config = { tokenizer_class: "LlamaTokenizer", add_bos_token: true };
     const spell = async (legacy: boolean): Promise<string> => {
-      const path = await put(`legacy-${legacy}`, { "tokenizer.model": model, "tokenizer_config.json": { ...config, legacy } });
+      const path = await put(`legacy-${legacy}`, {
+        "tokenizer.model": model,
+        "tokenizer_config.json": { ...config, legacy },
+      });
       const tokenizer = await loadTokenizer(path);
       return Array.from(tokenizer.encode("sh<s>sh"), (id) => tokenizer.idToToken(id)).join(" ");
     };
@@ -197,17 +220,20 @@ describe("SentencePiece", () => {
     expect(await spell(false)).toBe("<s> ▁s h <s> s h");
   });
 
-  test.each(["sentencepiece-bpe.model", "sentencepiece-unigram.model"])("%s is the same after it was saved", async (name) => {
-    const tokenizer = await loadTokenizer(join(fixtures, name));
-    await tokenizer.save(join(folder, name));
-    const again = await loadTokenizer(join(folder, name));
-    // A tie between 🌊🌊+🌊 and 🌊+🌊🌊 is broken by rounding: single precision in sentencepiece, double in tokenizer.json.
-    for (const { text } of vectors[name]!.filter((vector) => !vector.text.includes("🌊🌊🌊"))) {
-      expect(again.encode(text)).toEqual(tokenizer.encode(text));
-      expect(again.decode(again.encode(text))).toEqual(tokenizer.decode(tokenizer.encode(text)));
-    }
-    expect([again.bosTokenId, again.eosTokenId, again.unkTokenId]).toEqual([1, 2, 0]);
-  });
+  test.each(["sentencepiece-bpe.model", "sentencepiece-unigram.model"])(
+    "%s is the same after it was saved",
+    async (name) => {
+      const tokenizer = await loadTokenizer(join(fixtures, name));
+      await tokenizer.save(join(folder, name));
+      const again = await loadTokenizer(join(folder, name));
+      // A tie between 🌊🌊+🌊 and 🌊+🌊🌊 is broken by rounding: single precision in sentencepiece, double in tokenizer.json.
+      for (const { text } of vectors[name]!.filter((vector) => !vector.text.includes("🌊🌊🌊"))) {
+        expect(again.encode(text)).toEqual(tokenizer.encode(text));
+        expect(again.decode(again.encode(text))).toEqual(tokenizer.decode(tokenizer.encode(text)));
+      }
+      expect([again.bosTokenId, again.eosTokenId, again.unkTokenId]).toEqual([1, 2, 0]);
+    },
+  );
 
   test("a file cut anywhere is a typed error or a smaller vocabulary, never a crash", async () => {
     const bytes = readFileSync(join(fixtures, "sentencepiece-bpe.model"));
@@ -231,7 +257,11 @@ describe("byte-level vocabularies in other files", () => {
     const path = await put("pair", {
       "vocab.json": model.vocab,
       "merges.txt": merges,
-      "tokenizer_config.json": { tokenizer_class: "Qwen2Tokenizer", added_tokens_decoder: decoder, eos_token: "<|im_end|>" },
+      "tokenizer_config.json": {
+        tokenizer_class: "Qwen2Tokenizer",
+        added_tokens_decoder: decoder,
+        eos_token: "<|im_end|>",
+      },
       "added_tokens.json": { "<|im_end|>": 400, "<extra>": 402 },
     });
     const tokenizer = await loadTokenizer(path);
@@ -246,7 +276,9 @@ describe("byte-level vocabularies in other files", () => {
     await writeFile(join(bare, "config.json"), JSON.stringify({ model_type: "qwen2" }));
     expect(wrong(await loadTokenizer(bare), cases)).toEqual([]);
     await writeFile(join(bare, "merges.txt"), `${merges}Ġ nothere\n`);
-    expect(await codeOf(loadTokenizer(bare))).toMatch(new RegExp(`FORMAT .*merge ${model.merges.length + 2}: "nothere"`));
+    expect(await codeOf(loadTokenizer(bare))).toMatch(
+      new RegExp(`FORMAT .*merge ${model.merges.length + 2}: "nothere"`),
+    );
   });
 
   test("tiktoken", async () => {
@@ -259,7 +291,9 @@ describe("byte-level vocabularies in other files", () => {
     // tiktoken takes a whole piece that is a token without merging; every token here is reached by merges too.
     expect(wrong(tokenizer, cases)).toEqual([]);
     await writeFile(join(path, "tiny.tiktoken"), `${lines.join("\n")}\nnot base64!\n`);
-    expect(await codeOf(loadTokenizer(path, { preTokenizer: "qwen2" }))).toMatch(/FORMAT .*line 390: expected "base64 rank"/);
+    expect(await codeOf(loadTokenizer(path, { preTokenizer: "qwen2" }))).toMatch(
+      /FORMAT .*line 390: expected "base64 rank"/,
+    );
     await writeFile(join(path, "tiny.tiktoken"), lines.slice(1).join("\n"));
     expect(await codeOf(loadTokenizer(path, { preTokenizer: "qwen2" }))).toMatch(/FORMAT .*a token for each byte/);
   });
@@ -267,6 +301,36 @@ describe("byte-level vocabularies in other files", () => {
   test("a tiktoken vocabulary named tokenizer.model is told from SentencePiece by its content", async () => {
     const path = await put("tiktoken-model", { "tokenizer.model": "IQ== 0\nIg== 1\n" });
     expect(await codeOf(loadTokenizer(path, { preTokenizer: "llama3" }))).toMatch(/FORMAT .*a token for each byte/);
+  });
+
+  test("a tiktoken vocabulary of Llama 3's size has its special tokens, begin token and split", async () => {
+    // 256 bytes, then pairs and triples of bytes: the size is what is recognised.
+    const line = (bytes: number[], rank: number): string => `${Buffer.from(bytes).toString("base64")} ${rank}\n`;
+    const lines = Array.from({ length: 128000 }, (_, rank) =>
+      rank < 256
+        ? line([rank], rank)
+        : rank < 65792
+          ? line([(rank - 256) >> 8, rank & 255], rank)
+          : line([48, ((rank - 65792) >> 8) & 255, (rank - 65792) & 255], rank),
+    );
+    const path = await put("llama3", { "tokenizer.model": lines.join("") });
+    const tokenizer = await loadTokenizer(path);
+    expect(tokenizer.vocabSize).toBe(128256);
+    const names = [128000, 128001, 128004, 128005, 128006, 128007, 128009, 128255].map((id) => tokenizer.idToToken(id));
+    expect(names).toEqual([
+      "<|begin_of_text|>",
+      "<|end_of_text|>",
+      "<|finetune_right_pad_id|>",
+      "<|reserved_special_token_2|>",
+      "<|start_header_id|>",
+      "<|end_header_id|>",
+      "<|eot_id|>",
+      "<|reserved_special_token_247|>",
+    ]);
+    expect([tokenizer.bosTokenId, tokenizer.eosTokenId]).toEqual([128000, 128001]);
+    // Digits go in threes: 012 is one token of the made-up vocabulary, 3 stands alone.
+    const ids = Array.from(tokenizer.encode("0123"));
+    expect(ids).toEqual([128000, 65792 + 0x3132, 0x33]);
   });
 
   test("GGUF", async () => {
@@ -314,14 +378,17 @@ describe("byte-level vocabularies in other files", () => {
       }),
     });
     const tokenizer = await loadTokenizer(path);
-    for (const { text } of vectors["sentencepiece-bpe.model"]!) expect(tokenizer.encode(text)).toEqual(original.encode(text));
+    for (const { text } of vectors["sentencepiece-bpe.model"]!)
+      expect(tokenizer.encode(text)).toEqual(original.encode(text));
   });
 });
 
 test("a folder or file that holds no tokenizer is an IoError or UnsupportedError that says what was expected", async () => {
   expect(await codeOf(loadTokenizer(join(folder, "absent")))).toMatch(/^IO /);
   expect(await codeOf(loadTokenizer(await put("empty", {})))).toMatch(/^IO .*expected tokenizer.json/);
-  expect(await codeOf(loadTokenizer(await put("wordpiece", { "vocab.txt": "[UNK]" })))).toMatch(/^UNSUPPORTED .*WordPiece/);
+  expect(await codeOf(loadTokenizer(await put("wordpiece", { "vocab.txt": "[UNK]" })))).toMatch(
+    /^UNSUPPORTED .*WordPiece/,
+  );
   expect(await codeOf(loadTokenizer(folder, { nope: 1 } as never))).toMatch(/^OPTIONS .*nope/);
 });
 

@@ -51,7 +51,6 @@ export function compileNormalizer(component: ComponentJson | null): Normalizer {
     case "Nmt":
       return (text) =>
         text
-          // eslint-disable-next-line no-control-regex
           .replace(/[\u0001-\u0008\u000b\u000e-\u001f\u007f\u008f\u009f]/g, "")
           .replace(/[\t\n\f\r\u1680\u200b-\u200f\u2028\u2029\u2581\ufeff\ufffd]/g, " ");
     case "Precompiled": {

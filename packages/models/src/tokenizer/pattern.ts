@@ -45,7 +45,9 @@ export function compilePattern(value: unknown, where: string): RegExp {
   const object = asObject(value, where);
   if (typeof object["Regex"] === "string") return compileRegex(object["Regex"]);
   if (typeof object["String"] === "string") return new RegExp(escapeRegex(object["String"]), "gu");
-  throw new FormatError(`[${where}] expected a pattern {String} or {Regex}, got keys ${Object.keys(object).join(", ")}`);
+  throw new FormatError(
+    `[${where}] expected a pattern {String} or {Regex}, got keys ${Object.keys(object).join(", ")}`,
+  );
 }
 
 /** Escapes a literal for use in a regular expression with the `u` flag. */

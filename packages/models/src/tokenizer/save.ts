@@ -103,7 +103,14 @@ function bpeText(spec: BpeSpec, tokens: (string | undefined)[]): string {
 }
 
 function unigramText(spec: UnigramSpec, tokens: (string | undefined)[]): string {
-  const vocab = Array.from(tokens, (token, id) => `      ${JSON.stringify([token ?? `<hole_${id}>`, spec.scores[id] ?? 0])}`);
-  const head = JSON.stringify({ type: "Unigram", unk_id: spec.unkId ?? null, byte_fallback: spec.byteFallback }, null, 2);
+  const vocab = Array.from(
+    tokens,
+    (token, id) => `      ${JSON.stringify([token ?? `<hole_${id}>`, spec.scores[id] ?? 0])}`,
+  );
+  const head = JSON.stringify(
+    { type: "Unigram", unk_id: spec.unkId ?? null, byte_fallback: spec.byteFallback },
+    null,
+    2,
+  );
   return `${head.replaceAll("\n", "\n  ").slice(0, -4)},\n    "vocab": [\n${vocab.join(",\n")}\n    ]\n  }`;
 }

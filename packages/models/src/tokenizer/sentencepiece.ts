@@ -45,10 +45,14 @@ export function readSentencePiece(bytes: Uint8Array, where: string): SentencePie
   if (pieces.length === 0) throw new FormatError(`[${where}] expected a SentencePiece model, got one without pieces`);
   const kind = trainer.get(3)?.value ?? 1;
   if (kind !== 1 && kind !== 2) {
-    throw new UnsupportedError(`[${where}] SentencePiece model type ${kind === 3 ? "word" : "char"} is not supported; supported: bpe, unigram`);
+    throw new UnsupportedError(
+      `[${where}] SentencePiece model type ${kind === 3 ? "word" : "char"} is not supported; supported: bpe, unigram`,
+    );
   }
-  if ((trainer.get(24)?.value ?? 0) !== 0) throw new UnsupportedError(`[${where}] treat_whitespace_as_suffix is not supported`);
-  if ((normalizer.get(5)?.value ?? 1) === 0) throw new UnsupportedError(`[${where}] escape_whitespaces = false is not supported`);
+  if ((trainer.get(24)?.value ?? 0) !== 0)
+    throw new UnsupportedError(`[${where}] treat_whitespace_as_suffix is not supported`);
+  if ((normalizer.get(5)?.value ?? 1) === 0)
+    throw new UnsupportedError(`[${where}] escape_whitespaces = false is not supported`);
   const charsmap = normalizer.get(2)?.bytes;
   const unk = pieces.findIndex((piece) => piece.type === pieceType.unknown);
   const named = (field: number, fallback: string): number | undefined => {
@@ -114,7 +118,10 @@ export function sentencePieceSpec(
           },
     addedTokens,
     ...whitespaceSteps(vocabulary, options.prefixEverySection),
-    postProcessor: framePostProcessor(options.addBos ? token(bosId) : undefined, options.addEos ? token(eosId) : undefined),
+    postProcessor: framePostProcessor(
+      options.addBos ? token(bosId) : undefined,
+      options.addEos ? token(eosId) : undefined,
+    ),
     config: {
       ...(bosId === undefined ? {} : { bosToken: tokens[bosId]! }),
       ...(eosId === undefined ? {} : { eosToken: tokens[eosId]! }),
@@ -194,7 +201,9 @@ const noBytes = new Uint8Array(0);
 function* protobuf(bytes: Uint8Array, where: string): Generator<Field> {
   let at = 0;
   const broken = (what: string): never => {
-    throw new FormatError(`[${where}] expected a SentencePiece model (protobuf): ${what} at byte ${at}`, { offset: at });
+    throw new FormatError(`[${where}] expected a SentencePiece model (protobuf): ${what} at byte ${at}`, {
+      offset: at,
+    });
   };
   const varint = (): number => {
     let value = 0;

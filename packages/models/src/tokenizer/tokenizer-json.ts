@@ -23,7 +23,8 @@ export function readTokenizerJson(value: unknown, config: TokenizerConfig, where
   const json = asObject(value, where);
   const model = asObject(json["model"], `${where}: model`);
   const added = json["added_tokens"] ?? [];
-  if (!Array.isArray(added)) throw new FormatError(`[${where}] expected an array "added_tokens", got ${describe(added)}`);
+  if (!Array.isArray(added))
+    throw new FormatError(`[${where}] expected an array "added_tokens", got ${describe(added)}`);
   return {
     model: readModel(model, where),
     addedTokens: added.map((token, index) => {
@@ -44,7 +45,8 @@ export function readAddedToken(id: unknown, object: Record<string, unknown>, whe
   if (typeof id !== "number" || !Number.isInteger(id) || id < 0) {
     throw new FormatError(`[${where}] expected an id of at least 0, got ${describe(id)}`);
   }
-  if (typeof content !== "string") throw new FormatError(`[${where}] expected a string "content", got ${describe(content)}`);
+  if (typeof content !== "string")
+    throw new FormatError(`[${where}] expected a string "content", got ${describe(content)}`);
   const special = object["special"] === true;
   return {
     id,
@@ -62,19 +64,25 @@ function readModel(model: Record<string, unknown>, where: string): BpeSpec | Uni
   const type = model["type"] ?? (Array.isArray(vocab) ? "Unigram" : Array.isArray(model["merges"]) ? "BPE" : undefined);
   if (type === "Unigram") return readUnigram(model, where);
   if (type !== "BPE") {
-    throw new UnsupportedError(`[loadTokenizer] ${where}: model ${describe(type)} is not supported; supported: BPE, Unigram`, {
-      type,
-    });
+    throw new UnsupportedError(
+      `[loadTokenizer] ${where}: model ${describe(type)} is not supported; supported: BPE, Unigram`,
+      {
+        type,
+      },
+    );
   }
   for (const key of ["continuing_subword_prefix", "end_of_word_suffix", "dropout"]) {
     if (model[key]) {
-      throw new UnsupportedError(`[loadTokenizer] ${where}: a BPE model with ${key} = ${describe(model[key])} is not supported`);
+      throw new UnsupportedError(
+        `[loadTokenizer] ${where}: a BPE model with ${key} = ${describe(model[key])} is not supported`,
+      );
     }
   }
   const tokens = tokensById(asObject(vocab, `${where}: model.vocab`), `${where}: model.vocab`);
   const ids = idsOf(tokens);
   const merges = model["merges"];
-  if (!Array.isArray(merges)) throw new FormatError(`[${where}] expected an array "model.merges", got ${describe(merges)}`);
+  if (!Array.isArray(merges))
+    throw new FormatError(`[${where}] expected an array "model.merges", got ${describe(merges)}`);
   return {
     type: "BPE",
     tokens,
@@ -88,7 +96,8 @@ function readModel(model: Record<string, unknown>, where: string): BpeSpec | Uni
 
 function readUnigram(model: Record<string, unknown>, where: string): UnigramSpec {
   const vocab = model["vocab"];
-  if (!Array.isArray(vocab)) throw new FormatError(`[${where}] expected an array "model.vocab", got ${describe(vocab)}`);
+  if (!Array.isArray(vocab))
+    throw new FormatError(`[${where}] expected an array "model.vocab", got ${describe(vocab)}`);
   const scores = new Float64Array(vocab.length);
   const tokens = vocab.map((entry: unknown, id) => {
     const [token, score] = Array.isArray(entry) ? (entry as unknown[]) : [];
@@ -115,10 +124,14 @@ export function tokensById(vocab: Record<string, unknown>, where: string): (stri
   for (const token of texts) {
     const id = vocab[token];
     if (typeof id !== "number" || !Number.isInteger(id) || id < 0 || id > 2 ** 24) {
-      throw new FormatError(`[${where}] token ${JSON.stringify(token)}: expected an id of at least 0, got ${describe(id)}`);
+      throw new FormatError(
+        `[${where}] token ${JSON.stringify(token)}: expected an id of at least 0, got ${describe(id)}`,
+      );
     }
     if (tokens[id] !== undefined) {
-      throw new FormatError(`[${where}] id ${id} belongs to ${JSON.stringify(tokens[id])} and ${JSON.stringify(token)}`);
+      throw new FormatError(
+        `[${where}] id ${id} belongs to ${JSON.stringify(tokens[id])} and ${JSON.stringify(token)}`,
+      );
     }
     while (tokens.length < id) tokens.push(undefined);
     tokens[id] = token;

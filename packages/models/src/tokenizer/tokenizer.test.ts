@@ -29,11 +29,19 @@ describe("streams", () => {
   const fallback = createTokenizer({
     model: {
       type: "BPE",
-      vocab: Object.fromEntries([...Array.from({ length: 256 }, (_, byte) => fallbackToken(byte)), "▁", "a", "▁a"].map((t, i) => [t, i])),
+      vocab: Object.fromEntries(
+        [...Array.from({ length: 256 }, (_, byte) => fallbackToken(byte)), "▁", "a", "▁a"].map((t, i) => [t, i]),
+      ),
       merges: ["▁ a"],
       byte_fallback: true,
     },
-    normalizer: { type: "Sequence", normalizers: [{ type: "Prepend", prepend: "▁" }, { type: "Replace", pattern: { String: " " }, content: "▁" }] },
+    normalizer: {
+      type: "Sequence",
+      normalizers: [
+        { type: "Prepend", prepend: "▁" },
+        { type: "Replace", pattern: { String: " " }, content: "▁" },
+      ],
+    },
     decoder: {
       type: "Sequence",
       decoders: [
@@ -64,7 +72,10 @@ describe("streams", () => {
   test("broken UTF-8 decodes as the platform's decoder does", () => {
     const platform = new TextDecoder("utf-8", { ignoreBOM: true });
     let state = 9;
-    const interesting = [0x00, 0x41, 0x80, 0x8f, 0x90, 0x9f, 0xa0, 0xbf, 0xc0, 0xc2, 0xdf, 0xe0, 0xe2, 0xed, 0xef, 0xf0, 0xf1, 0xf4, 0xf5, 0xff];
+    const interesting = [
+      0x00, 0x41, 0x80, 0x8f, 0x90, 0x9f, 0xa0, 0xbf, 0xc0, 0xc2, 0xdf, 0xe0, 0xe2, 0xed, 0xef, 0xf0, 0xf1, 0xf4, 0xf5,
+      0xff,
+    ];
     for (let round = 0; round < 3000; round++) {
       const data = Uint8Array.from({ length: 1 + (round % 9) }, () => {
         state = (Math.imul(state, 1103515245) + 12345) >>> 0;
@@ -162,7 +173,9 @@ describe("parts", () => {
     expect(unspell(spellBytes(all))).toEqual(all);
     expect([byteChar(0x20), byteChar(0x0a), byteChar(0x41), byteChar(0xad)]).toEqual(["Ġ", "Ċ", "A", "Ń"]);
     expect(unspell("日")).toBeUndefined();
-    expect([byteOfFallbackToken("<0x0A>"), byteOfFallbackToken("<0xZZ>"), byteOfFallbackToken("<0x0A>x")]).toEqual([10, -1, -1]);
+    expect([byteOfFallbackToken("<0x0A>"), byteOfFallbackToken("<0xZZ>"), byteOfFallbackToken("<0x0A>x")]).toEqual([
+      10, -1, -1,
+    ]);
   });
 
   test("merging by heap and by scan gives the same ids", () => {
@@ -173,7 +186,15 @@ describe("parts", () => {
       texts.slice(3).map((text, index) => ({ text, id: index + 3, rank: index >> 1 })),
       ids,
     );
-    const spec = { type: "BPE", tokens: texts, merges, unkToken: undefined, byteFallback: false, fuseUnk: false, ignoreMerges: false } as const;
+    const spec = {
+      type: "BPE",
+      tokens: texts,
+      merges,
+      unkToken: undefined,
+      byteFallback: false,
+      fuseUnk: false,
+      ignoreMerges: false,
+    } as const;
     const model = new BytePairModel(spec, ids, false, 2);
     let state = 3;
     for (let round = 0; round < 300; round++) {
@@ -187,10 +208,10 @@ describe("parts", () => {
       const long = `${text}${text}${text}`;
       const out = new IdBuffer(1);
       model.encode(text, out);
-      expect([...out.slice()]).toEqual(expected);
+      expect(Array.from(out.slice())).toEqual(expected);
       const outLong = new IdBuffer(1);
       model.encode(long, outLong);
-      expect([...outLong.slice()]).toEqual(naive(long, texts, merges));
+      expect(Array.from(outLong.slice())).toEqual(naive(long, texts, merges));
     }
   });
 
@@ -212,7 +233,18 @@ describe("parts", () => {
 
   test("regular expressions keep Oniguruma's meaning", () => {
     const qwen2 = compileRegex(qwen2Pattern);
-    expect("it'ſ WE'LL x\u0085y\ufeff 12".match(qwen2)).toEqual(["it", "'ſ", " WE", "'LL", " x", "\u0085y", "\ufeff", " ", "1", "2"]);
+    expect("it'ſ WE'LL x\u0085y\ufeff 12".match(qwen2)).toEqual([
+      "it",
+      "'ſ",
+      " WE",
+      "'LL",
+      " x",
+      "\u0085y",
+      "\ufeff",
+      " ",
+      "1",
+      "2",
+    ]);
     expect(() => compileRegex("(?<=a")).toThrow(/cannot be expressed/);
   });
 

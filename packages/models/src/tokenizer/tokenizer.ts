@@ -92,7 +92,8 @@ export class PipelineTokenizer implements Tokenizer {
     }
     this.vocabSize = this.#tokens.length;
     const { bosToken, eosToken, padToken, unkToken } = spec.config;
-    const idOf = (token: string | undefined): number | undefined => (token === undefined ? undefined : this.tokenToId(token));
+    const idOf = (token: string | undefined): number | undefined =>
+      token === undefined ? undefined : this.tokenToId(token);
     this.bosTokenId = idOf(bosToken);
     this.eosTokenId = idOf(eosToken);
     this.padTokenId = idOf(padToken);

@@ -50,12 +50,17 @@ export interface TrainBpeOptions {
  * @see https://github.com/huggingface/tokenizers/blob/main/tokenizers/src/models/bpe/trainer.rs (same merges)
  */
 export function trainBpe(texts: Iterable<string>, options: TrainBpeOptions): Tokenizer {
-  const { vocabSize, specialTokens, minFrequency, chatTemplate, ...roles } = parseOptions(trainBpeOptions, options, "trainBpe");
+  const { vocabSize, specialTokens, minFrequency, chatTemplate, ...roles } = parseOptions(
+    trainBpeOptions,
+    options,
+    "trainBpe",
+  );
   const target = vocabSize - specialTokens.length;
   if (target < 256) {
     throw new OptionsError(`[trainBpe] vocabSize: expected at least ${256 + specialTokens.length}, got ${vocabSize}`);
   }
-  if (new Set(specialTokens).size !== specialTokens.length) throw new OptionsError("[trainBpe] specialTokens: a token is there twice");
+  if (new Set(specialTokens).size !== specialTokens.length)
+    throw new OptionsError("[trainBpe] specialTokens: a token is there twice");
   for (const [role, token] of Object.entries(roles)) {
     if (token !== undefined && !specialTokens.includes(token)) {
       throw new OptionsError(`[trainBpe] ${role}: expected one of specialTokens, got ${JSON.stringify(token)}`);

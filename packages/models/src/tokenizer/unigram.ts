@@ -76,7 +76,7 @@ export class UnigramModel {
     const from = new Int32Array(length + 1).fill(-1);
     /** Piece that ends here on the best path; -1 = unknown character. */
     const via = new Int32Array(length + 1).fill(-1);
-    for (let start = 0; start < length; ) {
+    for (let start = 0; start < length;) {
       const width = text.codePointAt(start)! > 0xffff ? 2 : 1;
       const before = best[start]!;
       let single = false;

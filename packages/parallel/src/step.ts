@@ -1,0 +1,150 @@
+/** One optimizer step on one device: micro-batches forward and backward, then one update divided by the weight of all of them. */
+import { backward, native, noGrad, type Optimizer, scope, type Tensor, withDropoutSeed } from "@llm/core";
+import type { TokenBatch } from "@llm/models";
+import { batchWeight, type Objective, type ObjectiveContext } from "./objective.js";
+
+export interface StepSettings {
+  optimizer: Optimizer;
+  lr: number;
+  maxGradNorm: number;
+  /** Look at the gradient before the update and leave it out when it is not finite. */
+  skipNonFinite: boolean;
+  seed: number;
+}
+
+/** What a step gives, once its numbers have arrived. */
+export interface StepNumbers {
+  lossSum: number;
+  weight: number;
+  /** Norm of the divided gradient. */
+  gradNorm: number;
+  metricSums: Record<string, number>;
+  skipped?: "no-labels" | "non-finite";
+}
+
+/** Results of a micro-batch that the queue is still computing: [loss sum, metric sums…], f32. */
+interface Queued {
+  names: string[];
+  values: Promise<Float32Array>;
+  weight: number | Promise<number>;
+}
+
+/**
+ * Seed of a micro-batch's random layers: distinct for each (run, step, micro-batch), integer below 2^53.
+ * @see Steele et al. 2014 (SplitMix64's finalizer, on the three numbers in turn)
+ */
+export function microBatchSeed(seed: number, step: number, microBatch: number): number {
+  let h = 0x9e3779b97f4a7c15n;
+  for (const part of [seed, step, microBatch]) {
+    h = BigInt.asUintN(64, (h ^ BigInt(part)) + 0x9e3779b97f4a7c15n);
+    h = BigInt.asUintN(64, (h ^ (h >> 30n)) * 0xbf58476d1ce4e5b9n);
+    h = BigInt.asUintN(64, (h ^ (h >> 27n)) * 0x94d049bb133111ebn);
+    h ^= h >> 31n;
+  }
+  return Number(h >> 11n);
+}
+
+/** Reads a tensor without blocking and frees it; a failure waits for whoever awaits the result. */
+function read(t: Tensor): Promise<Float32Array> {
+  t.keep();
+  const values = t.data().finally(() => t.dispose()) as Promise<Float32Array>;
+  values.catch(() => {});
+  return values;
+}
+
+/** Queues forward and backward of a micro-batch; gradients are added to the parameters'. */
+function queueMicroBatch<M>(model: M, objective: Objective<M>, batch: TokenBatch, context: ObjectiveContext, seed: number): Queued {
+  return scope(() => {
+    const result = withDropoutSeed(seed, () => {
+      const out = objective(model, batch, context);
+      backward(out.lossSum);
+      return out;
+    });
+    const metrics = Object.entries(result.metrics ?? {});
+    const sums = [result.lossSum, ...metrics.map(([, t]) => t)];
+    const values = noGrad(() => (sums.length === 1 ? native.cast(sums[0]!, 0) : native.concatRows(sums)));
+    const { weightSum } = result;
+    return {
+      names: metrics.map(([name]) => name),
+      values: read(values),
+      weight: typeof weightSum === "number" ? weightSum : read(weightSum.detach()).then((w) => w[0]!),
+    };
+  });
+}
+
+/**
+ * Queues steps. At most two micro-batches are under way: the host prepares one while the device computes the other, and never runs
+ * further ahead, because queued work holds its memory.
+ */
+export class StepRunner<M> {
+  readonly #model: M;
+  readonly #objective: Objective<M>;
+  #ahead: Promise<unknown>[] = [];
+
+  constructor(model: M, objective: Objective<M>) {
+    this.#model = model;
+    this.#objective = objective;
+  }
+
+  /**
+   * Queues one step: gradient = Σ over micro-batches of d lossSum / Σ weightSum.
+   * @returns resolves when the step is queued, with a promise of its numbers
+   */
+  async queue(micros: readonly TokenBatch[], context: ObjectiveContext, settings: StepSettings): Promise<{ numbers: Promise<StepNumbers>; updated: boolean }> {
+    const { optimizer } = settings;
+    const queued: Queued[] = [];
+    for (const [i, batch] of micros.entries()) {
+      // Nothing to learn here means no gradient from here.
+      if (batchWeight(batch) === 0) continue;
+      while (this.#ahead.length >= 2) await this.#ahead.shift();
+      const q = queueMicroBatch(this.#model, this.#objective, batch, context, microBatchSeed(settings.seed, context.step, i));
+      this.#ahead.push(q.values);
+      queued.push(q);
+    }
+    let weight = 0;
+    for (const q of queued) weight += typeof q.weight === "number" ? q.weight : await q.weight;
+    if (!(weight > 0)) {
+      optimizer.zeroGrad();
+      const numbers = Promise.resolve<StepNumbers>({ lossSum: Number.NaN, weight: 0, gradNorm: 0, metricSums: {}, skipped: "no-labels" });
+      return { numbers, updated: false };
+    }
+    const update = (): Tensor => optimizer.step({ lr: settings.lr, gradScale: 1 / weight, maxGradNorm: settings.maxGradNorm });
+    let norm: Promise<Float32Array>;
+    let updated = true;
+    if (settings.skipNonFinite) {
+      norm = read(noGrad(() => native.globalNorm(optimizer.parameters.map((p) => p.tensor.grad!))));
+      updated = Number.isFinite((await norm)[0]!) && (await allFinite(queued));
+      if (updated) update().dispose();
+    } else norm = read(update());
+    optimizer.zeroGrad();
+    const numbers = collect(queued, norm, weight, updated);
+    numbers.catch(() => {});
+    return { numbers, updated };
+  }
+
+  /** Waits until everything queued has run. @throws what a queued command met */
+  async drain(): Promise<void> {
+    const waiting = this.#ahead;
+    this.#ahead = [];
+    await Promise.all(waiting);
+  }
+}
+
+async function allFinite(queued: readonly Queued[]): Promise<boolean> {
+  for (const q of queued) if (!Number.isFinite((await q.values)[0]!)) return false;
+  return true;
+}
+
+/** Sums the micro-batches' numbers in double precision. */
+async function collect(queued: readonly Queued[], norm: Promise<Float32Array>, weight: number, updated: boolean): Promise<StepNumbers> {
+  let lossSum = 0;
+  const metricSums: Record<string, number> = {};
+  for (const q of queued) {
+    const values = await q.values;
+    lossSum += values[0]!;
+    q.names.forEach((name, i) => (metricSums[name] = (metricSums[name] ?? 0) + values[i + 1]!));
+  }
+  const gradNorm = (await norm)[0]! / weight;
+  return { lossSum, weight, gradNorm, metricSums, ...(updated ? {} : { skipped: "non-finite" as const }) };
+}
+
