@@ -1,29 +1,29 @@
 /**
  * Makes the quickstart's base model, examples/models/sums: a tokenizer, then a Qwen2 trained from scratch on generated sums with train().
- * usage: npm run build && node tools/run-ts.mjs examples/quickstart/train-base.ts [minutes]      about 25 minutes on 2 cores
+ * usage: npm run build && node tools/run-ts.mjs examples/quickstart/train-base.ts [steps]
  */
 import { rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { createModel, trainBpe } from "@llm/models";
+import { createModel, namedTemplates, type TokenBatch, trainBpe } from "@llm/models";
 import { train } from "@llm/parallel";
 import { baseBatch } from "./base-data.js";
 import { createRandom, plainLine, question, questionText } from "./sums.js";
 
-const minutes = Number(process.argv[2] ?? 25);
-const steps = Number(process.env["STEPS"] ?? Math.round(minutes * 120));
-const folder = process.env["OUT"] ?? fileURLToPath(new URL("../models/sums", import.meta.url));
+const steps = Number(process.argv[2] ?? 3600);
+const batchTokens = 2048;
+const folder = fileURLToPath(new URL("../models/sums", import.meta.url));
 
 const random = createRandom(1);
 const texts = Array.from({ length: 4000 }, () => {
   const line = plainLine(random);
   return line.prompt + line.completion;
 }).concat(Array.from({ length: 500 }, () => `user\nassistant\nsystem\n${questionText(question(random, false))}`));
-const tokenizer = trainBpe(texts, { vocabSize: 512, specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] });
+const tokenizer = trainBpe(texts, { vocabSize: 512, specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eosToken: "<|endoftext|>", chatTemplate: namedTemplates["chatml"]!.source });
 
 const model = createModel(
   {
     model_type: "qwen2",
-    vocab_size: 512,
+    vocab_size: Math.ceil(tokenizer.vocabSize / 64) * 64,
     hidden_size: 192,
     intermediate_size: 512,
     num_hidden_layers: 4,
@@ -33,17 +33,35 @@ const model = createModel(
     rms_norm_eps: 1e-6,
     rope_theta: 10000,
     tie_word_embeddings: true,
-    bos_token_id: tokenizer.tokenToId("<|endoftext|>"),
-    eos_token_id: tokenizer.tokenToId("<|endoftext|>"),
+    bos_token_id: tokenizer.eosTokenId,
+    eos_token_id: [tokenizer.eosTokenId, tokenizer.tokenToId("<|im_end|>")],
   },
   tokenizer,
   { seed: 1, initStd: 0.05 },
 );
 
-const batchTokens = 4096;
+/** Batch number `step` is made afresh: the model never sees a line twice but by chance. */
+function* batches(start: number): Generator<TokenBatch> {
+  for (let step = start; ; step++) yield baseBatch(tokenizer, batchTokens, 1_000_000 + step);
+}
+
+/** Share of held-out three-digit sums that the model completes exactly. */
+async function accuracy(count: number): Promise<number> {
+  const lines: { prompt: string; completion: string }[] = [];
+  for (const random = createRandom(99); lines.length < count; ) {
+    const line = plainLine(random, true);
+    if (/^\d{3}\+\d{3}=$/.test(line.prompt)) lines.push(line);
+  }
+  let right = 0;
+  for await (const event of model.generate(lines.map((l) => l.prompt), { maxTokens: 6 })) {
+    if (event.type === "finish" && event.text === lines[event.index]!.completion) right++;
+  }
+  return right / count;
+}
+
 const run = train({
   model,
-  data: { batches: ({ startStep = 0 } = {}) => Object.assign(Array.from({ length: steps - startStep }, (_, i) => i + startStep).values().map((step) => baseBatch(tokenizer, batchTokens, 1_000_000 + step)), { totalSteps: steps }) },
+  data: batches,
   steps,
   lr: 3e-3,
   betas: [0.9, 0.98],
@@ -51,10 +69,11 @@ const run = train({
   maxGradNorm: 1,
   schedule: { kind: "cosine", warmupSteps: 100, minRatio: 0.02 },
 });
-for await (const report of run) {
-  if (report.step % 50 === 0) console.log(`step ${report.step}/${steps}  loss ${report.loss.toFixed(4)}  ${Math.round(report.tokensPerSecond)} tokens/s`);
+for await (const { step, loss, tokensPerSecond } of run) {
+  if (step % 100 === 0) console.log(`step ${step}/${steps}  loss ${loss.toFixed(4)}  ${Math.round(tokensPerSecond)} tokens/s`);
 }
 await run.done;
+console.log(`held-out sums of three digits: ${((await accuracy(500)) * 100).toFixed(1)} % exact`);
 rmSync(folder, { recursive: true, force: true });
 await model.save(folder, { dtype: "bf16" });
 console.log(`saved ${folder}`);

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import internlm2
 import tiny
 
 torch.set_grad_enabled(False)
@@ -102,59 +103,21 @@ rope("yarn-no-original", tokens=short, positions=16, type="yarn", factor=2.0)
 
 
 # InternLM2: its own checkpoint, split into a Llama for the answer.
-def internlm2(name, seed, bias, tokens, **rope_config):
-    hidden, heads, kv, inner, depth = 32, 4, 2, 40, 2
-    dim, generator = hidden // heads, np.random.default_rng(seed)
-    checkpoint, split = {}, {}
-
-    def put(theirs, llamas, value):
-        checkpoint[theirs] = value
-        split[llamas] = value
-
-    put("model.tok_embeddings.weight", "model.embed_tokens.weight", vector_table(generator, tiny.VOCAB, hidden))
-    for i in range(depth):
-        a, b = f"model.layers.{i}.", f"model.layers.{i}."
-        put(a + "attention_norm.weight", b + "input_layernorm.weight", tiny.vector(generator, hidden, 1, 0.1))
-        put(a + "ffn_norm.weight", b + "post_attention_layernorm.weight", tiny.vector(generator, hidden, 1, 0.1))
-        group = heads // kv + 2
-        for suffix, whole in [("weight", tiny.linear(generator, kv * group * dim, hidden))] + ([("bias", tiny.vector(generator, kv * group * dim))] if bias else []):
-            checkpoint[f"{a}attention.wqkv.{suffix}"] = whole
-            # rearrange "(h gs d) … -> h gs d": per key/value head its queries, then its key, then its value
-            parts = whole.reshape(kv, group, dim, -1)
-            tail = whole.shape[1:]
-            split[f"{b}self_attn.q_proj.{suffix}"] = parts[:, :-2].reshape(heads * dim, *tail)
-            split[f"{b}self_attn.k_proj.{suffix}"] = parts[:, -2].reshape(kv * dim, *tail)
-            split[f"{b}self_attn.v_proj.{suffix}"] = parts[:, -1].reshape(kv * dim, *tail)
-        put(a + "attention.wo.weight", b + "self_attn.o_proj.weight", tiny.linear(generator, hidden, hidden))
-        if bias:
-            put(a + "attention.wo.bias", b + "self_attn.o_proj.bias", tiny.vector(generator, hidden))
-        put(a + "feed_forward.w1.weight", b + "mlp.gate_proj.weight", tiny.linear(generator, inner, hidden))
-        put(a + "feed_forward.w3.weight", b + "mlp.up_proj.weight", tiny.linear(generator, inner, hidden))
-        put(a + "feed_forward.w2.weight", b + "mlp.down_proj.weight", tiny.linear(generator, hidden, inner))
-    put("model.norm.weight", "model.norm.weight", tiny.vector(generator, hidden, 1, 0.1))
-    put("output.weight", "lm_head.weight", tiny.linear(generator, tiny.VOCAB, hidden))
+def make_internlm2(name, seed, bias, tokens, **rope_config):
+    config, checkpoint = internlm2.make(seed, bias, **rope_config)
     tiny.write_tensors(os.path.join(out, "weights", name, "model.safetensors"), checkpoint)
-
-    shared = dict(vocab_size=tiny.VOCAB, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=heads, num_key_value_heads=kv, rms_norm_eps=1e-5, **rope_config)
-    model = LlamaForCausalLM(LlamaConfig.from_dict({**shared, "attention_bias": bias, "attn_implementation": "eager"})).eval()
-    model.load_state_dict(split)
-    config = {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "auto_map": {}, "attn_implementation": "eager", "bias": bias, "hidden_act": "silu", "pretraining_tp": 1, "tie_word_embeddings": False, "torch_dtype": "float32", "use_cache": True, **shared}
-    add(name, name, config, tokens, run(model, tokens))
+    add(name, name, config, tokens, run(internlm2.as_llama(config, checkpoint), tokens))
 
 
-def vector_table(generator, rows, columns):
-    return torch.from_numpy((generator.standard_normal((rows, columns)) * 0.3).astype(np.float32))
-
-
-internlm2("internlm2", 60, False, long, max_position_embeddings=16, rope_theta=1000000, rope_scaling={"type": "dynamic", "factor": 2.0})
-internlm2("internlm2-biased", 61, True, short, max_position_embeddings=64, rope_theta=10000, rope_scaling=None)
+make_internlm2("internlm2", 60, False, long, max_position_embeddings=16, rope_theta=1000000, rope_scaling={"type": "dynamic", "factor": 2.0})
+make_internlm2("internlm2-biased", 61, True, short, max_position_embeddings=64, rope_theta=10000, rope_scaling=None)
 
 
 # Qwen 1: its own checkpoint; the forward pass of modeling_qwen.py in evaluation mode by hand, with dynamic NTK and log-n attention.
 def qwen1(name, seed, seq_length, runs):
     hidden, heads, inner, depth, eps, theta = 32, 4, 40, 2, 1e-6, 10000.0
     dim, generator = hidden // heads, np.random.default_rng(seed)
-    w = {"transformer.wte.weight": vector_table(generator, tiny.VOCAB, hidden)}
+    w = {"transformer.wte.weight": tiny.table(generator, tiny.VOCAB, hidden)}
     for i in range(depth):
         p = f"transformer.h.{i}."
         w[p + "ln_1.weight"] = tiny.vector(generator, hidden, 1, 0.1)

@@ -31,6 +31,10 @@ def linear(generator, rows, columns):
     return torch.from_numpy((generator.standard_normal((rows, columns)) * 1.5 / columns**0.5).astype(np.float32))
 
 
+def table(generator, rows, columns):
+    return torch.from_numpy((generator.standard_normal((rows, columns)) * 0.3).astype(np.float32))
+
+
 def vector(generator, size, around=0.0, spread=0.3):
     return torch.from_numpy((around + spread * generator.standard_normal(size)).astype(np.float32))
 

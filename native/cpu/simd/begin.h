@@ -2,6 +2,7 @@
 // they include may leave behind a shared inline function.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms inside GCC's own intrinsics headers (bug 105593)
 #endif
 #include <immintrin.h>

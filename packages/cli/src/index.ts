@@ -1,1 +1,1 @@
-export {};
+export { defineConfig, type TrainConfig } from "./define-config.js";

@@ -53,6 +53,7 @@ export const needsGrad = (t: Tensor | null | undefined): boolean => !!t && (t.re
 /** Where the gradient of one input goes: a leaf, or an output of another node. */
 type Edge = { leaf: Tensor } | { node: Node; output: number } | undefined;
 
+/** What a backward function may ask about the inputs of its op. */
 export interface BackwardContext {
   /** Whether input i wants a gradient; skip the work otherwise. */
   needs(i: number): boolean;

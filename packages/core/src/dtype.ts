@@ -14,4 +14,5 @@ export function dtypeBytes(dtype: DType): number {
   return bytes[dtype];
 }
 
+/** Arrays that tensors are made of and read into; a Uint16Array holds the bits of bf16 or f16. */
 export type TypedArray = Float32Array | Uint16Array | Int32Array | Int8Array | Uint8Array | BigInt64Array;

@@ -30,7 +30,7 @@ export {
 export { type Backward, type BackwardContext, backward, checkpoint, gradEnabled, needsGrad, noGrad, record, trainingForward } from "./autograd.js";
 export { Plan, recordPlan } from "./plan.js";
 export { randomStep, setRandomStep } from "./random-state.js";
-export { dropoutSeed, full, randomNormal, type RandomOptions, randomUniform, withDropoutSeed } from "./random.js";
+export { full, randomNormal, type RandomOptions, randomUniform } from "./random.js";
 export { add, cast, concatRows, gatherRows, mul, reshape, scale, silu, splitColumns, sub, sum } from "./ops/elementwise.js";
 export { addRmsNorm, attention, type AttentionOptions, dropout, embedding, rmsNorm, rope, swiglu } from "./ops/layers.js";
 export { linear, type LinearBase, type LowRank, matmul } from "./ops/linear.js";

@@ -34,6 +34,7 @@ export interface MemoryReport {
   byTag: Record<MemoryTag, number>;
 }
 
+/** What the native core found on this machine: instruction set, threads, the kernel variant of each op. */
 export interface DoctorReport {
   /** Instruction set in use, e.g. "avx512bf16"; LLM_CPU_ISA lowers it. */
   isa: string;

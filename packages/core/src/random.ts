@@ -32,25 +32,3 @@ export function full(shape: readonly number[], value: number, dtype: DType = "f3
   raw.fill(t, value);
   return t;
 }
-
-let dropoutKey: number | undefined;
-
-/**
- * Runs `fn` as one training pass: random layers (an adapter's dropout) draw from `seed` inside and are the identity outside. The trainer
- * gives every micro-batch its own seed and runs forward and backward in one call, so that recomputed activations see the same masks.
- * @param seed  integer in [0, 2^53)
- */
-export function withDropoutSeed<T>(seed: number, fn: () => T): T {
-  const before = dropoutKey;
-  dropoutKey = seed;
-  try {
-    return fn();
-  } finally {
-    dropoutKey = before;
-  }
-}
-
-/** Seed of the training pass under way; undefined outside `withDropoutSeed`: then nothing is dropped. */
-export function dropoutSeed(): number | undefined {
-  return dropoutKey;
-}

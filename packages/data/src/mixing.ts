@@ -1,5 +1,9 @@
 import { permutation } from "./order.js";
 
+/**
+ * How several sources become one: "concat" takes all documents once; "interleave-under" takes them in proportion to the
+ * weights until the first is used up, "interleave-over" until the last is, starting short sources again.
+ */
 export type Mix = "concat" | "interleave-under" | "interleave-over";
 
 /**

@@ -31,6 +31,7 @@ export const dataSourceSchema = v.strictObject({
   separator: v.optional(v.pipe(v.string(), v.nonEmpty())),
 });
 
+/** One data set: a file (`path`) or rows in memory (`rows`), with its format, columns and weight. */
 export type DataSource = v.InferInput<typeof dataSourceSchema>;
 
 /** Options of `loadDataset`. */

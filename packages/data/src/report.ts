@@ -35,6 +35,7 @@ export interface LoadCounts extends TokenizeCounts {
   sources: SourceReport[];
 }
 
+/** How long documents are, in tokens. */
 export interface LengthReport {
   min: number;
   mean: number;

@@ -3,6 +3,7 @@ import * as v from "valibot";
 
 /** Element types of the cache. `int8` adds a scale and a minimum (f32 each) per token and head, for keys and for values. */
 export const kvDtypes = ["f32", "f16", "bf16", "int8"] as const;
+/** One of {@link kvDtypes}. */
 export type KvDtype = (typeof kvDtypes)[number];
 
 const elementBytes: Record<KvDtype, number> = { f32: 4, f16: 2, bf16: 2, int8: 1 };

@@ -48,6 +48,18 @@ describe("logits of every architecture and rotary variant", () => {
     model.dispose();
   });
 
+  it.each(["dynamic-beyond", "qwen-45-ntk-logn"])("%s: a short text between two long ones changes neither", async (name) => {
+    const c = cases.find((x) => x.name === name)!;
+    const model = await loadModel(folderOf(c));
+    const [short, long] = [c.ids.slice(0, 17), c.ids];
+    const alone = logitsOf(model, short);
+    const first = logitsOf(model, long);
+    expect(logitsOf(model, short)).toEqual(alone);
+    expect(logitsOf(model, long)).toEqual(first);
+    expect(difference(first, answer(name))).toBeLessThan(1e-4);
+    model.dispose();
+  });
+
   it("the variants differ from each other, so that a variant that is ignored would be seen", () => {
     const last = (name: string): Float32Array => answer(name).slice(-97);
     const rotary = ["linear", "dynamic-beyond", "llama3", "yarn", "yarn-attention-factor", "yarn-mscale", "yarn-betas"];

@@ -34,7 +34,7 @@ export function awqObstacle(outFeatures: number, inFeatures: number, group: numb
   return undefined;
 }
 
-/** @throws {FormatError} another method, version or bit width than AWQ gemm with 4 bits */
+/** Reads `quantization_config` of a config.json. @throws {FormatError} another method, version or bit width than AWQ gemm with 4 bits */
 export function parseAwqConfig(config: Record<string, unknown>): AwqConfig {
   const q = config["quantization_config"] as Record<string, unknown>;
   const fail = (key: string, expected: string): never => {
@@ -102,4 +102,19 @@ export function packAwq(w: CanonicalW4): { qweight: Int32Array; qzeros: Int32Arr
     for (let n = 0; n < outFeatures; n++) scales_GN[g * outFeatures + n] = w.scales[n * groups + g]!;
   }
   return { qweight, qzeros, scales_GN };
+}
+
+/** Rows (out features) of a linear, in the order given: parts of a fused tensor, or a fused tensor's own order. */
+export function selectW4Rows(w: CanonicalW4, rows: Int32Array): CanonicalW4 {
+  const width = w.inFeatures / 2;
+  const groups = Math.ceil(w.inFeatures / w.group);
+  const q = new Uint8Array(rows.length * width);
+  const scales = new Float32Array(rows.length * groups);
+  const zeros = new Uint8Array(rows.length * groups);
+  rows.forEach((row, i) => {
+    q.set(w.q.subarray(row * width, (row + 1) * width), i * width);
+    scales.set(w.scales.subarray(row * groups, (row + 1) * groups), i * groups);
+    zeros.set(w.zeros.subarray(row * groups, (row + 1) * groups), i * groups);
+  });
+  return { outFeatures: rows.length, inFeatures: w.inFeatures, group: w.group, q, scales, zeros };
 }

@@ -24,7 +24,7 @@ import {
   UnsupportedError,
 } from "@llm/core";
 import type { DecoderSpec } from "./arch/spec.js";
-import { ropeDependsOnLength, ropeTables } from "./rope.js";
+import { ropeTableLength, ropeTables } from "./rope.js";
 import type { AttentionCache } from "./types.js";
 
 /** A norm's weight and its name in checkpoints. */
@@ -60,6 +60,7 @@ interface RotaryTables {
   qSin: Tensor;
 }
 
+/** What a {@link Block} is made of. */
 export interface BlockParts {
   inputNorm: Norm;
   qkv: LinearGroup;
@@ -146,6 +147,7 @@ export class Block implements BlockParts {
   }
 }
 
+/** What a {@link Decoder} is made of; `head` is null when the embedding is the output projection. */
 export interface DecoderParts {
   embed: Norm;
   blocks: Block[];
@@ -213,8 +215,7 @@ export class Decoder {
   /** Rotary tables that reach `length` positions; kept, and grown by doubling. */
   rotary(length: number): RotaryTables {
     const { rope: spec, maxPositions } = this.spec;
-    const dependent = ropeDependsOnLength(spec);
-    const effective = dependent ? Math.max(length, maxPositions) : 0;
+    const effective = ropeTableLength(spec, length);
     if (this.tables && this.tables.positions >= length && this.tables.length === effective) return this.tables;
     let positions = Math.min(maxPositions, 512);
     while (positions < length) positions *= 2;
@@ -289,7 +290,7 @@ export class Decoder {
 
   /** Number of scalar weights, of the dense model whatever the storage. */
   get parameterCount(): number {
-    const linears = this.linears().reduce((n, l) => n + l.outFeatures * l.inFeatures + (l.bias?.size ?? 0), 0);
+    const linears = this.linears().filter((l) => l !== this.head || !this.spec.tieWordEmbeddings).reduce((n, l) => n + l.outFeatures * l.inFeatures + (l.bias?.size ?? 0), 0);
     const norms = this.blocks.flatMap((b) => b.norms()).reduce((n, { weight }) => n + weight.size, this.norm.weight.size);
     return linears + norms + this.embed.weight.size;
   }

@@ -29,6 +29,9 @@ export class Generation {
     this.options = options;
     this.eos = new Set([...(options.ignoreEos ? [] : model.eosTokenIds), ...options.stopTokenIds]);
     this.decode = model.tokenizer.decodeStream({ skipSpecialTokens: true });
+    // The output continues the prompt's text: a leading space of its first token belongs to it.
+    const last = promptIds[promptIds.length - 1];
+    if (last !== undefined) this.decode.push(last);
     this.stop = options.stop.length > 0 ? new StopMatcher(options.stop) : undefined;
     this.limit = Math.min(options.maxTokens, model.maxTokens - promptIds.length);
     if (this.limit <= 0) this.reason = "length";

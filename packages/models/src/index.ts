@@ -1,11 +1,12 @@
 export type * from "./types.js";
-export { CausalLM, type CausalLMInit, createModel, CreateModelOptions, encodePrompt, loadModel, LoadModelOptions, modelSpec, SaveModelOptions, sequenceInputs } from "./model.js";
+export { CausalLM, type CausalLMInit, createModel, CreateModelOptions, encodePrompt, loadModel, LoadModelOptions, modelSpec, type SavedModel, SaveModelOptions, sequenceInputs } from "./model.js";
 export { Block, type BlockParts, createInputs, Decoder, type DecoderInputs, type DecoderParts, type ForwardOptions, type Norm } from "./decoder.js";
 export { findModelDefinition, modelDefinitions } from "./arch/index.js";
 export type { DecoderSpec, FusedRows, LayerNames, ModelDefinition } from "./arch/spec.js";
 export { parseRope, ropeDependsOnLength, ropeFrequencies, type RopeSpec, ropeTables } from "./rope.js";
 export { ContiguousCache } from "./attention-cache.js";
-export { type AwqConfig, awqObstacle, type CanonicalW4, packAwq, parseAwqConfig, unpackAwq } from "./awq-format.js";
+export { type AwqConfig, awqObstacle, type CanonicalW4, packAwq, parseAwqConfig, selectW4Rows, unpackAwq } from "./awq-format.js";
+export { type CheckpointOptions, type CheckpointPlan, type DenseInFile, planCheckpoint } from "./checkpoint.js";
 export { Generation } from "./generate.js";
 export { GenerateOptionsSchema, parseGenerateOptions, type ResolvedGenerateOptions, samplingParameters, seedWords } from "./generate-options.js";
 export * from "./tokenizer/index.js";

@@ -7,13 +7,14 @@ import * as v from "valibot";
 import { findModelDefinition } from "./arch/index.js";
 import type { DecoderSpec, ModelDefinition } from "./arch/spec.js";
 import { type AwqConfig, parseAwqConfig } from "./awq-format.js";
+import { type DenseInFile, planCheckpoint } from "./checkpoint.js";
 import { createInputs, type Decoder, type DecoderInputs } from "./decoder.js";
 import { generateTokens } from "./generate.js";
 import { resolveModelFolder } from "./hub/pull.js";
 import { scoreContinuations } from "./score.js";
 import { loadTokenizer } from "./tokenizer/index.js";
 import type { GenerateEvent, GenerateOptions, LanguageModel, Prompt, Score, TokenBatch, TokenIds, Tokenizer } from "./types.js";
-import { checkpointTensors, randomDecoder, readDecoder } from "./weights.js";
+import { randomDecoder, readDecoder } from "./weights.js";
 
 const floats = v.picklist(["f32", "bf16", "f16"]);
 
@@ -39,6 +40,17 @@ export const SaveModelOptions = v.strictObject({
 });
 export type SaveModelOptions = v.InferInput<typeof SaveModelOptions>;
 
+/** What `save` wrote. */
+export interface SavedModel {
+  /** Weight files in the folder, without the index. */
+  files: string[];
+  /** Bytes of all tensors. */
+  totalBytes: number;
+  /** Linears that are quantized in memory and dense in the folder, with the reason. */
+  denseInFile: DenseInFile[];
+}
+
+/** Fields of a new {@link CausalLM}. */
 export interface CausalLMInit {
   definition: ModelDefinition;
   config: Record<string, unknown>;
@@ -132,21 +144,23 @@ export class CausalLM implements LanguageModel {
 
   /**
    * Writes a folder that transformers, vLLM and LMDeploy load: config.json, safetensors (sharded), tokenizer, generation_config.json.
-   * Weights are written last under temporary names.
+   * Weights are written last under temporary names. A model with W4 linears becomes an AutoAWQ "gemm" folder in f16; linears that its
+   * layout cannot hold are written dense, listed in `modules_to_not_convert` and returned.
    * @throws {UnsupportedError} adapters that are not merged, or weights that no checkpoint format holds
+   * @throws {OptionsError} another dtype than f16 for a quantized model
    */
-  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
+  async save(folder: string, options: SaveModelOptions = {}): Promise<SavedModel> {
     const { dtype, maxShardSize, adapters } = parseOptions(SaveModelOptions, options, "saveModel");
+    const plan = planCheckpoint(this.decoder, this.definition, { dtype, merge: adapters === "merge" });
     await mkdir(folder, { recursive: true });
-    const stored = this.decoder.embed.weight.dtype;
     const names: Record<string, string> = { f32: "float32", bf16: "bfloat16", f16: "float16" };
-    const sources = [...checkpointTensors(this.decoder, this.definition, dtype, adapters === "merge")];
-    const config = { ...this.config, torch_dtype: names[dtype ?? stored] };
-    delete (config as Record<string, unknown>)["dtype"];
+    const { dtype: _dtype, quantization_config: _quantization, ...plain } = this.config;
+    const config = { ...plain, torch_dtype: names[plan.dtype], ...(plan.quantization ? { quantization_config: plan.quantization } : {}) };
     await this.tokenizer.save(folder);
     await writeJson(join(folder, "config.json"), config);
     if (Object.keys(this.generationConfig).length > 0) await writeJson(join(folder, "generation_config.json"), this.generationConfig);
-    await writeSafetensors(folder, sources, { maxShardBytes: maxShardSize });
+    const { files, totalBytes } = await writeSafetensors(folder, plan.sources, { maxShardBytes: maxShardSize });
+    return { files, totalBytes, denseInFile: plan.denseInFile };
   }
 
   /** Frees the weights. Models that share them (adapters, merged copies) can no longer be used. */
@@ -164,7 +178,7 @@ export function sequenceInputs(ids: TokenIds): DecoderInputs {
   return createInputs(ids, Int32Array.from(ids, (_, i) => i), Int32Array.of(0, ids.length));
 }
 
-/** @throws {FormatError} an empty prompt */
+/** Ids of a prompt: ids as they are, text with the begin token, conversations through the chat template. @throws {FormatError} an empty prompt */
 export function encodePrompt(tokenizer: Tokenizer, prompt: Prompt): TokenIds {
   let ids: TokenIds;
   if (prompt instanceof Int32Array) ids = prompt;

@@ -1,6 +1,7 @@
 /** Rotary position embedding tables: plain, linear, dynamic NTK, llama3, yarn, and Qwen's dynamic NTK with log-n attention. P positions, D head width. */
 import { FormatError, UnsupportedError } from "@llm/core";
 
+/** A rotary embedding: kind, base, width and the numbers that its kind needs. */
 export interface RopeSpec {
   kind: "default" | "linear" | "dynamic" | "llama3" | "yarn" | "qwen-dynamic";
   theta: number;
@@ -59,7 +60,7 @@ export function parseRope(config: Record<string, unknown>, headDim: number, maxP
         factor: number("factor"),
         lowFreqFactor: number("low_freq_factor"),
         highFreqFactor: number("high_freq_factor"),
-        originalMaxPositions: number("original_max_position_embeddings"),
+        originalMaxPositions: number("original_max_position_embeddings", maxPositions),
       };
     case "yarn": {
       const original = number("original_max_position_embeddings", maxPositions);
@@ -87,6 +88,14 @@ export function parseRope(config: Record<string, unknown>, headDim: number, maxP
 
 /** Whether the angles depend on how long the sequence is. */
 export const ropeDependsOnLength = (spec: RopeSpec): boolean => spec.kind === "dynamic" || spec.kind === "qwen-dynamic";
+
+/** A length that gives the same angles as `length`: equal for lengths that can share a table, 0 where the length does not matter. */
+export function ropeTableLength(spec: RopeSpec, length: number): number {
+  if (spec.kind === "dynamic") return Math.max(length, spec.maxPositions);
+  // Qwen's base changes where the length passes a power of two times the trained length.
+  if (spec.kind === "qwen-dynamic") return spec.maxPositions * 2 ** Math.max(0, Math.ceil(Math.log2(length / spec.maxPositions)));
+  return 0;
+}
 
 /**
  * Inverse frequencies [D/2] and the factor on cos and sin.

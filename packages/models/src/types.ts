@@ -17,6 +17,7 @@ export interface ChatMessage {
   tool_call_id?: string;
 }
 
+/** A call that the assistant makes; `arguments` is JSON as text, or the object itself. */
 export interface ToolCall {
   id?: string;
   type?: "function";
@@ -59,6 +60,7 @@ export interface ChatTemplateOptions {
   variables?: Record<string, unknown>;
 }
 
+/** Text to ids and back, exactly as the model was trained. */
 export interface Tokenizer {
   /** Ids are in [0, vocabSize). May be smaller than the rows of the model's embedding. */
   readonly vocabSize: number;
@@ -117,12 +119,14 @@ export interface GenerateOptions {
   signal?: AbortSignal;
 }
 
+/** A chosen token's natural log-probability and the likeliest alternatives. */
 export interface TokenLogprob {
   id: number;
   logprob: number;
   top: { id: number; logprob: number }[];
 }
 
+/** Tokens of one generation. */
 export interface Usage {
   promptTokens: number;
   completionTokens: number;

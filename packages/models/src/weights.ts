@@ -1,7 +1,6 @@
-/** Weights of a Hugging Face folder ↔ a Decoder. */
+/** Weights of a Hugging Face folder → a Decoder. checkpoint.ts goes the other way. */
 import {
   type DType,
-  dtypeBytes,
   dtypes,
   FormatError,
   fuseLinears,
@@ -15,15 +14,12 @@ import {
   safetensorsDType,
   scope,
   ShapeError,
-  type SafetensorsSource,
   type Tensor,
   tensor,
-  toSafetensorsDType,
-  UnsupportedError,
   full,
 } from "@llm/core";
 import type { DecoderSpec, FusedRows, ModelDefinition } from "./arch/spec.js";
-import { type AwqConfig, awqObstacle, packAwq, unpackAwq } from "./awq-format.js";
+import { type AwqConfig, awqObstacle, type CanonicalW4, selectW4Rows, unpackAwq } from "./awq-format.js";
 import { Block, Decoder, type Norm } from "./decoder.js";
 
 const code = (dtype: DType): number => dtypes.indexOf(dtype);
@@ -101,6 +97,8 @@ class FileSource implements Source {
   private readonly awq: AwqConfig | undefined;
   /** Linear name → the fused tensor and the rows in it. */
   private readonly parts = new Map<string, { fused: string; rows: Int32Array }>();
+  /** The fused W4 tensor read last: its parts are asked for one after the other. */
+  private fusedW4: { name: string; w: CanonicalW4 } | undefined;
 
   constructor(handle: SafetensorsHandle, dtype: DType | undefined, fused: readonly FusedRows[], awq: AwqConfig | undefined) {
     this.handle = handle;
@@ -144,16 +142,18 @@ class FileSource implements Source {
   }
 
   quantized(name: string, outFeatures: number, inFeatures: number): Linear["storage"] | undefined {
-    if (!this.awq || !this.has(`${name}.qweight`)) return undefined;
+    if (!this.awq) return undefined;
     const { group } = this.awq;
-    const obstacle = awqObstacle(outFeatures, inFeatures, group);
-    if (obstacle) throw new FormatError(`[loadModel] "${name}" cannot be in AWQ form: ${obstacle}`, { name });
-    const read = (suffix: string, shape: number[]): Tensor => this.mapped(`${name}.${suffix}`, shape);
-    const qweight = read("qweight", [inFeatures, outFeatures / 8]);
-    const qzeros = read("qzeros", [inFeatures / group, outFeatures / 8]);
-    const scales = read("scales", [inFeatures / group, outFeatures]);
-    const w = unpackAwq(qweight.bitsSync() as Int32Array, qzeros.bitsSync() as Int32Array, scales.dataSync() as Float32Array, inFeatures, outFeatures, group);
-    for (const t of [qweight, qzeros, scales]) t.dispose();
+    const part = this.parts.get(name);
+    let w: CanonicalW4;
+    if (this.has(`${name}.qweight`)) w = this.readAwq(name, outFeatures, inFeatures, group);
+    else if (part && this.has(`${part.fused}.qweight`)) {
+      if (this.fusedW4?.name !== part.fused) {
+        const shape = this.handle.tensors.get(`${part.fused}.qweight`)!.shape;
+        this.fusedW4 = { name: part.fused, w: this.readAwq(part.fused, (shape[1] ?? 0) * 8, inFeatures, group) };
+      }
+      w = selectW4Rows(this.fusedW4.w, part.rows);
+    } else return undefined;
     const groups = inFeatures / group;
     return {
       kind: "w4",
@@ -162,6 +162,18 @@ class FileSource implements Source {
       scales: tensor(w.scales, [outFeatures, groups], "f32", "weights").keep(),
       zeros: tensor(w.zeros, [outFeatures, groups], "u8", "weights").keep(),
     };
+  }
+
+  private readAwq(name: string, outFeatures: number, inFeatures: number, group: number): CanonicalW4 {
+    const obstacle = awqObstacle(outFeatures, inFeatures, group);
+    if (obstacle) throw new FormatError(`[loadModel] "${name}" cannot be in AWQ form: ${obstacle}`, { name });
+    const read = (suffix: string, shape: number[]): Tensor => this.mapped(`${name}.${suffix}`, shape);
+    const qweight = read("qweight", [inFeatures, outFeatures / 8]);
+    const qzeros = read("qzeros", [inFeatures / group, outFeatures / 8]);
+    const scales = read("scales", [inFeatures / group, outFeatures]);
+    const w = unpackAwq(qweight.bitsSync() as Int32Array, qzeros.bitsSync() as Int32Array, scales.dataSync() as Float32Array, inFeatures, outFeatures, group);
+    for (const t of [qweight, qzeros, scales]) t.dispose();
+    return w;
   }
 }
 
@@ -187,98 +199,4 @@ export function readDecoder(folder: string, definition: ModelDefinition, spec: D
   } finally {
     handle.close();
   }
-}
-
-/** A source whose tensor is made when its turn comes and freed after. */
-function lazy(name: string, dtype: DType, shape: readonly number[], make: () => Tensor): SafetensorsSource {
-  return {
-    name,
-    dtype: toSafetensorsDType(dtype)!,
-    shape,
-    byteLength: shape.reduce((a, b) => a * b, 1) * dtypeBytes(dtype),
-    bytes: async () => {
-      const made = noGrad(() =>
-        scope(() => {
-          const t = make();
-          return t.dtype === dtype ? t : native.cast(t, code(dtype));
-        }),
-      );
-      try {
-        await made.data();
-        const bits = made.bitsSync();
-        return new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength);
-      } finally {
-        made.dispose();
-      }
-    },
-  };
-}
-
-/** Stacks the members of a fused tensor in the checkpoint's row order. */
-function joinRows(f: FusedRows, members: readonly Tensor[]): Tensor {
-  const where = new Int32Array(members.reduce((n, t) => n + t.dim(0), 0));
-  let at = 0;
-  for (const p of f.parts) for (const row of p.rows) where[row] = at++;
-  return native.gatherRows(native.concatRows(members), tensor(where));
-}
-
-/** @throws {UnsupportedError} adapters that are not to be merged, or cannot be */
-function checkAdapters(l: Linear, merge: boolean): void {
-  if (l.deltas.length === 0) return;
-  if (!merge) {
-    throw new UnsupportedError(`[saveModel] ${l.name} carries an adapter: merge it (mergeLora, or the option adapters: "merge") or save the adapter alone (saveLora)`, { name: l.name });
-  }
-  if (l.storage.kind !== "dense" && l.deltas.some((d) => d.active !== false)) {
-    throw new UnsupportedError(`[saveModel] ${l.name} is stored as ${l.storage.kind}: merge its adapter with mergeLora(model, { base: "dequantized" }) first`, { name: l.name });
-  }
-}
-
-function* linearSources(l: Linear, dtype: DType | undefined, merge: boolean): Generator<SafetensorsSource> {
-  checkAdapters(l, merge);
-  const s = l.storage;
-  if (s.kind === "dense") yield lazy(`${l.name}.weight`, dtype ?? s.weight.dtype, s.weight.shape, () => l.mergedWeight(dtype ?? s.weight.dtype).detach());
-  else if (s.kind === "w4") {
-    const { outFeatures: N, inFeatures: K } = l;
-    const groups = K / s.group;
-    const pack = (): ReturnType<typeof packAwq> =>
-      packAwq({ outFeatures: N, inFeatures: K, group: s.group, q: s.q.bitsSync() as Uint8Array, scales: s.scales.bitsSync() as Float32Array, zeros: s.zeros.bitsSync() as Uint8Array });
-    const obstacle = awqObstacle(N, K, s.group);
-    if (obstacle) throw new UnsupportedError(`[saveModel] ${l.name} cannot be stored in the AWQ layout: ${obstacle}`, { name: l.name });
-    yield lazy(`${l.name}.qweight`, "i32", [K, N / 8], () => tensor(pack().qweight, [K, N / 8]));
-    yield lazy(`${l.name}.qzeros`, "i32", [groups, N / 8], () => tensor(pack().qzeros, [groups, N / 8]));
-    yield lazy(`${l.name}.scales`, "f16", [groups, N], () => tensor(pack().scales_GN, [groups, N]));
-  } else throw new UnsupportedError(`[saveModel] ${l.name} is stored as ${s.kind}; dense and w4 (AWQ) can be saved`, { name: l.name });
-  const { bias } = l;
-  if (bias) yield lazy(`${l.name}.bias`, dtype ?? bias.dtype, bias.shape, () => bias.detach());
-}
-
-/**
- * Every weight as the checkpoint stores it, for writeSafetensors: fused forms joined again, W4 linears in the AWQ layout.
- * @param dtype  of dense weights; default as they are
- * @param merge  write W + Σ s·B·A where linears carry active adapters, one tensor at a time
- * @throws {UnsupportedError} a storage that no checkpoint format here holds (q8, nf4), or an adapter that is not to be merged
- */
-export function* checkpointTensors(decoder: Decoder, definition: ModelDefinition, dtype?: DType, merge = false): Generator<SafetensorsSource> {
-  const plain = (name: string, t: Tensor): SafetensorsSource => lazy(name, dtype ?? t.dtype, t.shape, () => t.detach());
-  yield plain(`${decoder.embed.name}.weight`, decoder.embed.weight);
-  for (const [i, b] of decoder.blocks.entries()) {
-    const fused = definition.fused?.(decoder.spec, i) ?? [];
-    const inFused = new Set(fused.flatMap((f) => f.parts.map((p) => p.linear)));
-    const byName = new Map(b.linears().map((l) => [l.name, l]));
-    for (const f of fused) {
-      const members = f.parts.map((p) => byName.get(p.linear)!);
-      const odd = members.find((l) => l.storage.kind !== "dense");
-      if (odd) throw new UnsupportedError(`[saveModel] ${odd.name} is part of the fused tensor ${f.name} and must be dense`, { name: odd.name });
-      for (const l of members) checkAdapters(l, merge);
-      const weights = members.map((l) => (l.storage as { weight: Tensor }).weight);
-      const rows = weights.reduce((n, t) => n + t.dim(0), 0);
-      yield lazy(`${f.name}.weight`, dtype ?? weights[0]!.dtype, [rows, weights[0]!.dim(1)], () => joinRows(f, members.map((l, m) => l.mergedWeight(weights[m]!.dtype))));
-      const biases = members.map((l) => l.bias);
-      if (biases.every((t) => t !== null)) yield lazy(`${f.name}.bias`, dtype ?? biases[0]!.dtype, [rows], () => joinRows(f, biases as Tensor[]));
-    }
-    for (const l of b.linears()) if (!inFused.has(l.name)) yield* linearSources(l, dtype, merge);
-    for (const n of b.norms()) yield plain(`${n.name}.weight`, n.weight);
-  }
-  yield plain(`${decoder.norm.name}.weight`, decoder.norm.weight);
-  if (decoder.head) yield* linearSources(decoder.head, dtype, merge);
 }

@@ -5,14 +5,17 @@ import type { Decoder } from "@llm/models";
 /** "adapters": the LoRA tensors; "all": every dense weight; or a list of tensors. */
 export type ParameterChoice = "adapters" | "all" | readonly NamedTensor[];
 
-/** Tensors of all adapters, named `<linear>.lora_A.<adapter>` and `<linear>.lora_B.<adapter>`. */
+/** Tensors of the active adapters, each once (several linears may share one), named `<linear>.lora_A.<adapter>.weight` and `<linear>.lora_B.<adapter>.weight`. */
 export function adapterTensors(decoder: Decoder): NamedTensor[] {
-  return decoder.linears().flatMap((l) =>
-    l.deltas.flatMap((d) => [
-      { name: `${l.name}.lora_A.${d.name}`, tensor: d.a },
-      { name: `${l.name}.lora_B.${d.name}`, tensor: d.b },
-    ]),
-  );
+  const names = new Map<Tensor, string>();
+  for (const l of decoder.linears()) {
+    for (const d of l.deltas) {
+      if (d.active === false) continue;
+      if (!names.has(d.a)) names.set(d.a, `${l.name}.lora_A.${d.name}.weight`);
+      if (!names.has(d.b)) names.set(d.b, `${l.name}.lora_B.${d.name}.weight`);
+    }
+  }
+  return [...names].map(([tensor, name]) => ({ name, tensor }));
 }
 
 /**
@@ -63,7 +66,8 @@ export function chooseParameters(model: { decoder?: Decoder }, choice: Parameter
 export function markTrainable(model: { decoder?: Decoder }, parameters: readonly NamedTensor[]): () => void {
   const all = new Set<Tensor>(parameters.map((p) => p.tensor));
   if (model.decoder) {
-    for (const p of [...model.decoder.trainable(), ...adapterTensors(model.decoder)]) all.add(p.tensor);
+    for (const p of model.decoder.trainable()) all.add(p.tensor);
+    for (const l of model.decoder.linears()) for (const d of l.deltas) all.add(d.a).add(d.b);
     for (const [, t] of model.decoder.namedTensors()) all.add(t);
   }
   const before = [...all].map((t) => [t, t.requiresGrad] as const);

@@ -1,5 +1,5 @@
 /** One optimizer step on one device: micro-batches forward and backward, then one update divided by the weight of all of them. */
-import { backward, native, noGrad, type Optimizer, scope, type Tensor, withDropoutSeed } from "@llm/core";
+import { backward, native, noGrad, type Optimizer, scope, setRandomStep, type Tensor } from "@llm/core";
 import type { TokenBatch } from "@llm/models";
 import { batchWeight, type Objective, type ObjectiveContext } from "./objective.js";
 
@@ -29,19 +29,20 @@ interface Queued {
   weight: number | Promise<number>;
 }
 
+/** Room for micro-batches between two steps' random numbers. */
+const maxMicroBatches = 4096;
+
 /**
- * Seed of a micro-batch's random layers: distinct for each (run, step, micro-batch), integer below 2^53.
- * @see Steele et al. 2014 (SplitMix64's finalizer, on the three numbers in turn)
+ * The number that dropout of a micro-batch depends on (`setRandomStep`): distinct for every micro-batch of a run of up to 2²⁴ steps, in
+ * another range for another seed.
+ * @see Steele et al. 2014 (SplitMix64's finalizer, for the range's beginning)
  */
-export function microBatchSeed(seed: number, step: number, microBatch: number): number {
-  let h = 0x9e3779b97f4a7c15n;
-  for (const part of [seed, step, microBatch]) {
-    h = BigInt.asUintN(64, (h ^ BigInt(part)) + 0x9e3779b97f4a7c15n);
-    h = BigInt.asUintN(64, (h ^ (h >> 30n)) * 0xbf58476d1ce4e5b9n);
-    h = BigInt.asUintN(64, (h ^ (h >> 27n)) * 0x94d049bb133111ebn);
-    h ^= h >> 31n;
-  }
-  return Number(h >> 11n);
+export function microBatchNumber(seed: number, step: number, microBatch: number): number {
+  let h = BigInt.asUintN(64, BigInt(seed) * 0x9e3779b97f4a7c15n);
+  h = BigInt.asUintN(64, (h ^ (h >> 30n)) * 0xbf58476d1ce4e5b9n);
+  h = BigInt.asUintN(64, (h ^ (h >> 27n)) * 0x94d049bb133111ebn);
+  h ^= h >> 31n;
+  return Number(h >> 28n) + step * maxMicroBatches + (microBatch % maxMicroBatches);
 }
 
 /** Reads a tensor without blocking and frees it; a failure waits for whoever awaits the result. */
@@ -53,13 +54,11 @@ function read(t: Tensor): Promise<Float32Array> {
 }
 
 /** Queues forward and backward of a micro-batch; gradients are added to the parameters'. */
-function queueMicroBatch<M>(model: M, objective: Objective<M>, batch: TokenBatch, context: ObjectiveContext, seed: number): Queued {
+function queueMicroBatch<M>(model: M, objective: Objective<M>, batch: TokenBatch, context: ObjectiveContext, number: number): Queued {
   return scope(() => {
-    const result = withDropoutSeed(seed, () => {
-      const out = objective(model, batch, context);
-      backward(out.lossSum);
-      return out;
-    });
+    setRandomStep(number);
+    const result = objective(model, batch, context);
+    backward(result.lossSum);
     const metrics = Object.entries(result.metrics ?? {});
     const sums = [result.lossSum, ...metrics.map(([, t]) => t)];
     const values = noGrad(() => (sums.length === 1 ? native.cast(sums[0]!, 0) : native.concatRows(sums)));
@@ -97,7 +96,7 @@ export class StepRunner<M> {
       // Nothing to learn here means no gradient from here.
       if (batchWeight(batch) === 0) continue;
       while (this.#ahead.length >= 2) await this.#ahead.shift();
-      const q = queueMicroBatch(this.#model, this.#objective, batch, context, microBatchSeed(settings.seed, context.step, i));
+      const q = queueMicroBatch(this.#model, this.#objective, batch, context, microBatchNumber(settings.seed, context.step, i));
       this.#ahead.push(q.values);
       queued.push(q);
     }

@@ -47,6 +47,7 @@ export interface Nf4Storage {
   block: number;
 }
 
+/** How a linear holds its weight. */
 export type LinearStorage = DenseStorage | W4Storage | Q8Storage | Nf4Storage;
 
 /** A trainable low-rank update: y += scale · dropout(x) Aᵀ Bᵀ. */
@@ -65,6 +66,7 @@ export interface LoraDelta {
   active?: boolean;
 }
 
+/** What may be added to a linear's output. */
 export type LinearDelta = LoraDelta;
 
 /** How a weight is spread over a mesh axis; used by tensor parallelism. */
@@ -83,6 +85,7 @@ export interface LinearShape {
 /** The one seam where adapters, quantized weights and shards come in. `name` is the Hugging Face name without ".weight". */
 export type LinearFactory = (name: string, shape: LinearShape) => Linear;
 
+/** Fields of a new {@link Linear}; name, shape and storage are required. */
 export interface LinearInit {
   name: string;
   outFeatures: number;

@@ -17,6 +17,7 @@ export interface DataFormat {
   parse(row: Readonly<Record<string, unknown>>): Example;
 }
 
+/** What {@link defineFormat} needs: columns, a schema of a row, and how the row becomes an example. */
 export interface DataFormatDefinition<TSchema extends v.GenericSchema> {
   name: string;
   summary: string;

@@ -9,6 +9,7 @@ import { stripReasoning } from "./option-label.js";
 export type NumberExtractor = "flexible" | "strict" | "opencompass";
 
 /**
+ * The final number of an answer by one of the rules of {@link NumberExtractor}; reasoning between think tags is left out first.
  * @returns the number as written, or undefined where there is none
  * @see EleutherAI/lm-evaluation-harness lm_eval/tasks/gsm8k/gsm8k.yaml; open-compass/opencompass opencompass/datasets/gsm8k.py
  */

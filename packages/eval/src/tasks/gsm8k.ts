@@ -26,6 +26,7 @@ export const gsm8kOptionsSchema = v.strictObject({
 
 export type Gsm8kOptions = v.InferInput<typeof gsm8kOptionsSchema>;
 
+/** One GSM8K question, rendered; `reference` is the number after "####". */
 export interface Gsm8kItem extends TaskItem {
   prompt: StoredPrompt;
   reference: string;

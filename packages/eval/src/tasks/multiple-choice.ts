@@ -49,6 +49,7 @@ export const multipleChoiceOptionsSchema = v.strictObject({
 
 export type MultipleChoiceOptions = v.InferInput<typeof multipleChoiceOptionsSchema>;
 
+/** One question with its options, rendered. */
 export interface MultipleChoiceItem extends TaskItem {
   prompt: StoredPrompt;
   /** Label to the option's text. */
@@ -72,6 +73,7 @@ interface OptionScore {
   bytes?: number;
 }
 
+/** What is stored of an answer: text in mode gen, one score an option in the others. */
 export type MultipleChoicePrediction = GeneratedPrediction | { scores: OptionScore[] };
 
 /**

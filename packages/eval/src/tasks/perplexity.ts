@@ -21,6 +21,7 @@ export const perplexityOptionsSchema = v.strictObject({
 
 export type PerplexityOptions = v.InferInput<typeof perplexityOptionsSchema>;
 
+/** One window of the text. */
 export interface PerplexityItem extends TaskItem {
   /** Tokens that are given, and tokens that are scored after them. */
   context: number[];
@@ -32,6 +33,7 @@ export interface PerplexityItem extends TaskItem {
   tokensHash: string;
 }
 
+/** Log-probabilities of a window, summed by blocks of tokens. */
 export interface PerplexityPrediction {
   /** Per block of scored tokens: [tokens, summed negative log-probability]. */
   blocks: [number, number][];

@@ -34,6 +34,7 @@ export const questionAnswerOptionsSchema = v.strictObject({
 
 export type QuestionAnswerOptions = v.InferInput<typeof questionAnswerOptionsSchema>;
 
+/** One question with its right answers, rendered. */
 export interface QuestionAnswerItem extends TaskItem {
   prompt: StoredPrompt;
   /** All right answers; absent = nothing to compare with. */

@@ -4,9 +4,10 @@ import { internlm2, qwen } from "./fused.js";
 import { llama, mistral, qwen2, qwen3 } from "./llama.js";
 import type { ModelDefinition } from "./spec.js";
 
+/** Definitions of every model type that can be loaded. */
 export const modelDefinitions: readonly ModelDefinition[] = [llama, mistral, qwen2, qwen3, internlm2, qwen];
 
-/** @throws {UnsupportedError} naming the model types that can be loaded */
+/** The definition of a `model_type`. @throws {UnsupportedError} naming the model types that can be loaded */
 export function findModelDefinition(modelType: unknown): ModelDefinition {
   const found = modelDefinitions.find((d) => d.modelType === modelType);
   if (found) return found;

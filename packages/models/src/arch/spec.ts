@@ -48,6 +48,7 @@ export interface FusedRows {
   parts: { linear: string; rows: Int32Array }[];
 }
 
+/** One `model_type`: how its config.json is read and what its checkpoints call their tensors. */
 export interface ModelDefinition {
   /** `model_type` of config.json. */
   modelType: string;

@@ -7,6 +7,7 @@ import { idsOf, tokensById } from "./tokenizer-json.js";
 
 /** Ways to split text before a byte-level vocabulary, where its file does not say. */
 export const preTokenizerNames = ["gpt2", "qwen2", "llama3", "starcoder"] as const;
+/** One of `preTokenizerNames`. */
 export type PreTokenizerName = (typeof preTokenizerNames)[number];
 
 const byteLevel = (useRegex: boolean, prefixSpace = false): ComponentJson => ({

@@ -1,6 +1,6 @@
 /** References: losses over rows of logits, and optimizer steps. V vocabulary. */
 import { argmaxOf, logSumExp, rowOf } from "./reference-elementwise.js";
-import { type Numbers, numbers } from "./numbers.js";
+import { numbers } from "./numbers.js";
 import type { Reference } from "./reference.js";
 
 const ignored = -100;
@@ -117,5 +117,3 @@ export function softDivergence(student: readonly number[], teacher: readonly num
   const log = (z: readonly number[]): number[] => z.map((x) => x / temperature - logSumExp(z, temperature));
   return divergence(log(student), log(teacher), reverse).value;
 }
-
-export type { Numbers };

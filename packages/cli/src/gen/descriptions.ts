@@ -1,0 +1,1 @@
+export const descriptions: Readonly<Record<string, Readonly<Record<string, readonly [string, string?]>>>> = {};
