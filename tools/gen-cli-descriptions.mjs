@@ -25,85 +25,96 @@ for (const file of [...commandFiles, `${root}packages/cli/src/define-config.ts`]
   }
 }
 
-const { config } = ts.parseConfigFileTextToJson("tsconfig.json", readFileSync(`${root}tsconfig.json`, "utf8"));
-const parsed = ts.parseJsonConfigFileContent({ ...config, include: [], files: [] }, ts.sys, root);
-const packages = [...new Set([...wanted].map((name) => name.split(".")[0]))].filter((name) => name !== "cli");
-const entryOf = (name) => `${root}packages/${name}/src/index.ts`;
-const program = ts.createProgram([...packages.map(entryOf), ...commandFiles], { ...parsed.options, noEmit: true, skipLibCheck: true });
-const checker = program.getTypeChecker();
-
-function exportsOf(file) {
-  const source = program.getSourceFile(file);
-  const module = source && checker.getSymbolAtLocation(source);
-  return module ? checker.getExportsOfModule(module) : [];
+const sources = new Map();
+/** The parsed files of a package; only syntax is read, no types. */
+function filesOf(packageName) {
+  if (sources.has(packageName)) return sources.get(packageName);
+  const folder = `${root}packages/${packageName}/src`;
+  const files = readdirSync(folder, { recursive: true })
+    .filter((name) => name.endsWith(".ts") && !/\.test(-support)?\.ts$|(^|[/\\])fixtures[/\\]/.test(name))
+    .map((name) => ts.createSourceFile(name, readFileSync(`${folder}/${name}`, "utf8"), ts.ScriptTarget.Latest, true));
+  sources.set(packageName, files);
+  return files;
 }
 
-/** The exported symbol "package.Name"; "cli.Name" is exported by a command's file. */
-function find(packageName, name) {
-  const files = packageName === "cli" ? commandFiles : [entryOf(packageName)];
-  const symbol = files.flatMap(exportsOf).find((candidate) => candidate.name === name);
-  if (symbol === undefined) throw new Error(`expected @llm/${packageName} to export ${name}`);
-  return symbol.flags & ts.SymbolFlags.Alias ? checker.getAliasedSymbol(symbol) : symbol;
+/** The first match of a test among the top-level statements of some files. */
+function findStatement(files, test) {
+  for (const file of files) {
+    for (const statement of file.statements) {
+      const found = test(statement);
+      if (found) return found;
+    }
+  }
+  return undefined;
 }
 
-const property = (type, name, at) => {
-  const symbol = type.getProperty(name);
-  return symbol && checker.getTypeOfSymbolAtLocation(symbol, at);
-};
+/** What `const name = …` is, first in the file itself, then anywhere in its package. */
+function valueOf(packageName, name, near) {
+  const declared = (statement) =>
+    ts.isVariableStatement(statement) ? statement.declarationList.declarations.find((entry) => entry.name.getText() === name)?.initializer : undefined;
+  const found = (near && findStatement([near], declared)) ?? findStatement(filesOf(packageName), declared);
+  if (found === undefined) throw new Error(`expected packages/${packageName}/src to declare ${name}`);
+  return found;
+}
 
-/** Text and default of a docstring: "@default" wins; without text, only the default. */
-function documentation(symbol) {
-  const flat = (parts) => ts.displayPartsToString(parts).replace(/\{@link (\w+)\}/g, "$1").replace(/\s+/g, " ").trim();
-  const text = flat(symbol.getDocumentationComment(checker));
-  const tag = symbol.getJsDocTags(checker).find(({ name }) => name === "default");
-  const fallback = tag?.text === undefined ? undefined : flat(tag.text);
-  return text === "" && fallback === undefined ? undefined : [text, ...(fallback === undefined ? [] : [fallback])];
+/** Text and default of a key's docstring, or undefined. */
+function documentation(node) {
+  const docs = ts.getJSDocCommentsAndTags(node).filter(ts.isJSDoc);
+  const last = docs.at(-1);
+  if (last === undefined) return undefined;
+  const flat = (comment) => (ts.getTextOfJSDocComment(comment) ?? "").replace(/\{@link (\w+)\}/g, "$1").replace(/\s+/g, " ").trim();
+  const tag = last.tags?.find(({ tagName }) => tagName.text === "default");
+  const text = flat(last.comment);
+  return tag === undefined ? [text] : [text, flat(tag.comment)];
 }
 
 /** A key's name as words, where the docstring holds nothing but a default. */
 const words = (key) => key.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`).replace(/^./, (letter) => letter.toUpperCase());
 
-/** The object schema inside optional(), or undefined. */
-function entriesOf(type, at) {
-  const entries = property(type, "entries", at);
-  if (entries) return entries;
-  const wrapped = property(type, "wrapped", at);
-  return wrapped && entriesOf(wrapped, at);
+/** The object literal of a strictObject, behind optional() and names; undefined for other schemas. */
+function entriesOf(packageName, node) {
+  if (ts.isIdentifier(node)) return entriesOf(packageName, valueOf(packageName, node.text, node.getSourceFile()));
+  if (!ts.isCallExpression(node)) return undefined;
+  const callee = node.expression.getText();
+  if (callee === "v.strictObject") return node.arguments[0];
+  return callee === "v.optional" ? entriesOf(packageName, node.arguments[0]) : undefined;
 }
 
-const missing = [];
-function collect(place, entries, at, fallbackDocs, prefix, into) {
-  for (const symbol of entries.getProperties()) {
-    const path = prefix + symbol.name;
-    const inner = entriesOf(checker.getTypeOfSymbolAtLocation(symbol, at), at);
-    if (inner) {
-      collect(place, inner, at, undefined, `${path}.`, into);
+function collect(packageName, node, elsewhere, prefix, into) {
+  const literal = ts.isIdentifier(node) ? valueOf(packageName, node.text, node.getSourceFile()) : node;
+  if (!ts.isObjectLiteralExpression(literal)) return;
+  for (const property of literal.properties) {
+    if (ts.isSpreadAssignment(property)) {
+      if (ts.isIdentifier(property.expression)) collect(packageName, property.expression, elsewhere, prefix, into);
       continue;
     }
-    const found = documentation(symbol) ?? fallbackDocs?.get(symbol.name);
-    if (found === undefined) missing.push(`${place} ${path}`);
-    else into[path] = [found[0] === "" ? `${words(symbol.name)}.` : found[0], ...found.slice(1)];
+    const name = property.name.getText();
+    const path = prefix + name;
+    const value = ts.isShorthandPropertyAssignment(property) ? property.name : property.initializer;
+    const inner = entriesOf(packageName, value);
+    if (inner) {
+      collect(packageName, inner, elsewhere, `${path}.`, into);
+      continue;
+    }
+    const found = documentation(property) ?? elsewhere?.get(name);
+    if (found !== undefined) into[path] = [found[0] === "" ? `${words(name)}.` : found[0], ...found.slice(1)];
   }
 }
 
 const descriptions = {};
 for (const place of [...wanted].sort()) {
   const [packageName, name] = place.split(".");
-  const symbol = find(packageName, name);
-  const at = symbol.valueDeclaration ?? symbol.declarations[0];
-  const entries = entriesOf(checker.getTypeOfSymbolAtLocation(symbol, at), at);
-  if (entries === undefined) throw new Error(`expected ${place} to be an object schema`);
-  const elsewhere = documentedAt.get(place);
-  let fallbackDocs;
-  if (elsewhere) {
-    const type = checker.getDeclaredTypeOfSymbol(find(...elsewhere));
-    fallbackDocs = new Map(type.getProperties().map((key) => [key.name, documentation(key)]));
+  const entries = entriesOf(packageName, valueOf(packageName, name));
+  if (entries === undefined) throw new Error(`expected ${place} to be v.strictObject({ … })`);
+  let elsewhere;
+  const other = documentedAt.get(place);
+  if (other) {
+    const found = findStatement(filesOf(other[0]), (statement) => ts.isInterfaceDeclaration(statement) && statement.name.text === other[1] && statement);
+    elsewhere = new Map(found.members.map((member) => [member.name.getText(), documentation(member)]));
   }
   descriptions[place] = {};
-  collect(place, entries, at, fallbackDocs, "", descriptions[place]);
+  collect(packageName, entries, elsewhere, "", descriptions[place]);
 }
-const strings = missing.filter((line) => !/ (signal|onProgress|onError|onReport|parameters)$/.test(line));
-if (strings.length > 0) throw new Error(`keys without a docstring:\n  ${strings.join("\n  ")}`);
 
 const body = Object.entries(descriptions)
   .map(([place, keys]) => `  ${JSON.stringify(place)}: {\n${Object.entries(keys).map(([path, entry]) => `    ${JSON.stringify(path)}: ${JSON.stringify(entry)},\n`).join("")}  },\n`)

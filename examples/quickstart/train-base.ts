@@ -24,10 +24,10 @@ const model = createModel(
   {
     model_type: "qwen2",
     vocab_size: Math.ceil(tokenizer.vocabSize / 64) * 64,
-    hidden_size: 192,
-    intermediate_size: 512,
+    hidden_size: 128,
+    intermediate_size: 352,
     num_hidden_layers: 4,
-    num_attention_heads: 6,
+    num_attention_heads: 4,
     num_key_value_heads: 2,
     max_position_embeddings: 512,
     rms_norm_eps: 1e-6,

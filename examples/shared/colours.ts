@@ -32,7 +32,7 @@ export const conversations = (answer: (colour: string) => string): { messages: {
 
 /** A byte-level BPE with ChatML's marks. */
 export function createTokenizer(): Tokenizer {
-  const texts = colours.map(([thing, colour]) => `user\n${question(thing)}\nassistant\nIt is ${colour}.\n`);
+  const texts = colours.map(([thing, colour]) => `user\n${question(thing)}\nassistant\nIt is ${colour}.\n`).concat(sentences);
   return trainBpe(texts, {
     vocabSize: 384,
     specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -63,11 +63,22 @@ export function createRandomModel(tokenizer: Tokenizer, size: { hidden?: number;
 export const colourData = (tokenizer: Tokenizer, answer = (colour: string): string => `It is ${colour}.`): Dataset =>
   loadDataset({ rows: conversations(answer) }, { tokenizer, maxTokens: 128 });
 
-/** A model that knows the colours. */
+/** The colours on another planet: each thing has the next one's. Something new to learn. */
+export const alienColour = (colour: string): string => {
+  const index = colours.findIndex(([, known]) => known === colour);
+  return colours[(index + 1) % colours.length]![1];
+};
+
+/** The same facts as plain text. */
+export const sentences: readonly string[] = colours.map(([thing, colour]) => `${question(thing)} ${colour}, it is.`);
+
+/** A model that knows the colours: it answers "It is green." in a chat, and has read another way to say it as plain text. */
 export async function trainColours(size: { hidden?: number; layers?: number } = {}): Promise<CausalLM> {
   const tokenizer = createTokenizer();
   const model = createRandomModel(tokenizer, size);
-  await train({ model, data: colourData(tokenizer), batchSize: 8, steps: 60, lr: 5e-3 }).done;
+  const rows = sentences.map((text) => ({ text }));
+  const data = loadDataset([{ rows: conversations((colour) => `It is ${colour}.`) }, { rows }], { tokenizer, maxTokens: 128 });
+  await train({ model, data, batchSize: 16, steps: 60, lr: 1e-2 }).done;
   return model;
 }
 

@@ -8,10 +8,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "core/error.h"
 
 namespace llm {
+
+std::atomic<uint64_t> commands_pushed{0}, commands_done{0};
 
 namespace {
 
@@ -48,7 +51,7 @@ std::string advice(const MemoryStats& s, int64_t wanted) {
 
 void* HostPool::allocate(int64_t bytes) {
   const int64_t size = size_class(bytes);
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   auto& list = free_[size];
   if (!list.empty()) {
     void* block = list.back();
@@ -59,11 +62,7 @@ void* HostPool::allocate(int64_t bytes) {
   const bool over = stats_.limit > 0 && stats_.live_total + size > stats_.limit;
   void* block = over ? nullptr : std::aligned_alloc(64, size);
   if (!block && !over) {  // the system is out: give back what is cached and try again
-    for (auto& [_, blocks] : free_) {
-      for (void* b : blocks) std::free(b);
-      blocks.clear();
-    }
-    stats_.cached = 0;
+    free_all(lock);
     block = std::aligned_alloc(64, size);
   }
   if (!block) throw Error(Code::out_of_memory, advice(stats_, bytes));
@@ -73,23 +72,39 @@ void* HostPool::allocate(int64_t bytes) {
 void HostPool::release(void* block, int64_t bytes) {
   const int64_t size = size_class(bytes);
   std::lock_guard lock(mutex_);
+  while (!doomed_.empty() && doomed_.front().after <= commands_done.load(std::memory_order_acquire)) {
+    std::free(doomed_.front().block);
+    doomed_.pop_front();
+  }
   // Keep at most as much idle memory as is in use, but always a working set of 512 MiB.
   const int64_t keep = stats_.live_total > (int64_t{512} << 20) ? stats_.live_total : int64_t{512} << 20;
   if (stats_.cached + size > keep) {
-    std::free(block);
+    doomed_.push_back({block, commands_pushed.load(std::memory_order_acquire)});
     return;
   }
   free_[size].push_back(block);
   stats_.cached += size;
 }
 
-void HostPool::trim() {
-  std::lock_guard lock(mutex_);
-  for (auto& [_, blocks] : free_) {
-    for (void* b : blocks) std::free(b);
-    blocks.clear();
+// Gives every idle block back to the system. Waits for the queue without the lock, because commands take it.
+void HostPool::free_all(std::unique_lock<std::mutex>& lock) {
+  std::vector<void*> blocks;
+  for (auto& [_, list] : free_) {
+    blocks.insert(blocks.end(), list.begin(), list.end());
+    list.clear();
   }
+  for (const Doomed& d : doomed_) blocks.push_back(d.block);
+  doomed_.clear();
   stats_.cached = 0;
+  lock.unlock();
+  for (const uint64_t last = commands_pushed.load(); commands_done.load(std::memory_order_acquire) < last;) std::this_thread::yield();
+  for (void* block : blocks) std::free(block);
+  lock.lock();
+}
+
+void HostPool::trim() {
+  std::unique_lock lock(mutex_);
+  free_all(lock);
 }
 
 void HostPool::set_limit(int64_t bytes) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,6 +22,11 @@ struct MemoryStats {
   int64_t live_total = 0, peak = 0, cached = 0, limit = 0;
 };
 
+// How many commands have been handed to the executor, and how many it has finished. A block that is freed while commands that
+// touch it are still queued may be given out again at once, because whoever gets it touches it by later commands only; but it may go
+// back to the system only after those have run.
+extern std::atomic<uint64_t> commands_pushed, commands_done;
+
 // Where blocks come from. Thread-safe.
 class Pool {
  public:
@@ -34,14 +40,21 @@ class HostPool : public Pool {
  public:
   void* allocate(int64_t bytes) override;
   void release(void* block, int64_t bytes) override;
-  void trim();  // gives all cached blocks back to the system
+  void trim();  // gives all cached blocks back to the system, after the queue has run
   void set_limit(int64_t bytes);
   MemoryStats stats();
   void count(Tag tag, int64_t bytes);  // bytes < 0 = freed
 
  private:
+  void free_all(std::unique_lock<std::mutex>& lock);
+
+  struct Doomed {
+    void* block;
+    uint64_t after;  // commands that must have run before it is freed
+  };
   std::mutex mutex_;
   std::unordered_map<int64_t, std::vector<void*>> free_;
+  std::deque<Doomed> doomed_;
   MemoryStats stats_;
 };
 

@@ -166,7 +166,7 @@ Plan::~Plan() {
 
 namespace {
 
-constexpr size_t kMaxQueued = 512;  // run-ahead bound: memory of queued commands is held until they ran
+constexpr size_t kMaxQueued = 8192;  // bounds how far a host that never waits runs ahead
 
 class Executor {
  public:
@@ -179,9 +179,21 @@ class Executor {
     }
     room_.wait(lock, [&] { return queue_.size() < kMaxQueued; });
     const uint64_t seq = ++pushed_;
-    for (Storage* s : c.held) s->last_use.store(seq, std::memory_order_relaxed);
+    commands_pushed.store(seq, std::memory_order_release);
+    // Pool memory is not held while the command waits: when its last owner lets go of it, the next allocation may take it over,
+    // whose commands come later in this queue. So queued work needs no more memory than work that runs at once.
+    std::vector<Storage*> pooled;
+    auto keep = c.held.begin();
+    for (Storage* s : c.held) {
+      s->last_use.store(seq, std::memory_order_relaxed);
+      if (s->pool == &host_pool()) pooled.push_back(s);
+      else *keep++ = s;
+    }
+    c.held.erase(keep, c.held.end());
     queue_.push_back(std::move(c));
     if (sleeping_) wake_.notify_one();
+    lock.unlock();
+    for (Storage* s : pooled) s->release();
     return seq;
   }
 
@@ -240,6 +252,7 @@ class Executor {
       {
         std::lock_guard lock(mutex_);
         done_.store(seq, std::memory_order_release);
+        commands_done.store(seq, std::memory_order_release);
       }
       finished_.notify_all();
     }

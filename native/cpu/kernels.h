@@ -29,5 +29,6 @@ LLM_VECTOR_TABLES(elementwise)
 LLM_VECTOR_TABLES(loss)
 LLM_VECTOR_TABLES(optim)
 LLM_VECTOR_TABLES(quant)
+LLM_VECTOR_TABLES(sample)
 
 }  // namespace llm

@@ -40,52 +40,96 @@ QGEMM_INLINE void accumulate(__m512 (&acc)[kRows], __m512 w, const float* x) {
   for (int m = 0; m < kRows; ++m) acc[m] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[m]), acc[m]);
 }
 
+// What is constant in a group of k: the scale, and 2^23 + zero * 2^shift for each shift.
+struct Group {
+  __m512 scale, z0, z4, z8, z12, z16;
+};
+
+template <int kBits, Dt kScale>
+QGEMM_INLINE Group load_group(const QTask& t, int64_t group) {
+  const __m512 z = kBits == 8 ? _mm512_set1_ps(128.0f) : (t.zeros != nullptr ? load_zero(t.zeros, group) : _mm512_set1_ps(8.0f));
+  const __m512 magic = _mm512_set1_ps(8388608.0f);
+  return {load_scale<kScale>(t.scales, group),
+          _mm512_add_ps(z, magic),
+          _mm512_fmadd_ps(z, _mm512_set1_ps(16.0f), magic),
+          _mm512_fmadd_ps(z, _mm512_set1_ps(256.0f), magic),
+          _mm512_fmadd_ps(z, _mm512_set1_ps(4096.0f), magic),
+          _mm512_fmadd_ps(z, _mm512_set1_ps(65536.0f), magic)};
+}
+
+// One 64-byte vector of weights: 8 values of k in 4 bits, 4 in 8 bits.
+template <int kRows, int kBits>
+QGEMM_INLINE void accumulate_vector(__m512 (&acc)[kRows], const uint8_t* w, const float* x, const Group& g) {
+  const __m512i v = _mm512_loadu_si512(w);
+  if constexpr (kBits == 4) {
+    const __m512i up = _mm512_srli_epi32(v, 12);
+    accumulate<kRows>(acc, weight<4, 0>(v, g.z0), x);
+    accumulate<kRows>(acc, weight<4, 4>(v, g.z4), x + 4 * kRows);
+    accumulate<kRows>(acc, weight<4, 8>(v, g.z8), x + 1 * kRows);
+    accumulate<kRows>(acc, weight<4, 12>(v, g.z12), x + 5 * kRows);
+    accumulate<kRows>(acc, weight<4, 16>(v, g.z16), x + 2 * kRows);
+    accumulate<kRows>(acc, weight<4, 8>(up, g.z8), x + 6 * kRows);
+    accumulate<kRows>(acc, weight<4, 12>(up, g.z12), x + 3 * kRows);
+    accumulate<kRows>(acc, weight<4, 16>(up, g.z16), x + 7 * kRows);
+  } else {
+    const __m512i up = _mm512_srli_epi32(v, 16);
+    accumulate<kRows>(acc, weight<8, 0>(v, g.z0), x);
+    accumulate<kRows>(acc, weight<8, 8>(v, g.z8), x + 1 * kRows);
+    accumulate<kRows>(acc, weight<8, 0>(up, g.z0), x + 2 * kRows);
+    accumulate<kRows>(acc, weight<8, 8>(up, g.z8), x + 3 * kRows);
+  }
+}
+
 template <int kRows, int kBits, Dt kScale>
 void exact_panel(const QTask& t) {
-  constexpr int kBytes = kBits * 64;
+  constexpr int kBytes = kBits * 64, kStep = 32 / kBits;  // of a block; values of k in a vector
   __m512 y[kRows];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) y[m] = _mm512_setzero_ps();
   const uint8_t* w = t.weights;
   const float* x = t.x;
-  for (int64_t b0 = 0, group = 0; b0 < t.blocks; b0 += t.group_blocks, ++group) {
-    const int64_t b1 = b0 + t.group_blocks < t.blocks ? b0 + t.group_blocks : t.blocks;
-    const __m512 scale = load_scale<kScale>(t.scales, group);
-    const __m512 z = kBits == 8 ? _mm512_set1_ps(128.0f) : (t.zeros != nullptr ? load_zero(t.zeros, group) : _mm512_set1_ps(8.0f));
-    const __m512 magic = _mm512_set1_ps(8388608.0f);
-    const __m512 z0 = _mm512_add_ps(z, magic), z4 = _mm512_fmadd_ps(z, _mm512_set1_ps(16.0f), magic);
-    const __m512 z8 = _mm512_fmadd_ps(z, _mm512_set1_ps(256.0f), magic), z12 = _mm512_fmadd_ps(z, _mm512_set1_ps(4096.0f), magic);
-    const __m512 z16 = _mm512_fmadd_ps(z, _mm512_set1_ps(65536.0f), magic);
-    for (int64_t b = b0; b < b1; ++b) {
+  int64_t b = 0;
+  if constexpr (kRows <= 2) {
+    // One row is one chain of dependent additions a block: two blocks side by side hide its latency. The order of each sum is kept.
+    Group first = {}, second = {};
+    int64_t first_group = -1, second_group = -1, group = 0, used = 0;
+    for (; b + 2 <= t.blocks; b += 2) {
+      if (first_group != group) first = load_group<kBits, kScale>(t, first_group = group);
+      if (++used == t.group_blocks) used = 0, ++group;
+      if (second_group != group) second = load_group<kBits, kScale>(t, second_group = group);
+      if (++used == t.group_blocks) used = 0, ++group;
+      __m512 acc[kRows], next[kRows];
+#pragma GCC unroll 2
+      for (int m = 0; m < kRows; ++m) acc[m] = next[m] = _mm512_setzero_ps();
+#pragma GCC unroll 1
+      for (int i = 0; i < kBytes / 64; ++i) {
+        accumulate_vector<kRows, kBits>(acc, w, x, first);
+        accumulate_vector<kRows, kBits>(next, w + kBytes, x + kBlock * kRows, second);
+        w += 64;
+        x += kStep * kRows;
+      }
+#pragma GCC unroll 2
+      for (int m = 0; m < kRows; ++m) y[m] = _mm512_fmadd_ps(next[m], second.scale, _mm512_fmadd_ps(acc[m], first.scale, y[m]));
+      w += kBytes;
+      x += kBlock * kRows;
+    }
+  }
+  while (b < t.blocks) {
+    const int64_t group = b / t.group_blocks;
+    const int64_t limit = (group + 1) * t.group_blocks, end = limit < t.blocks ? limit : t.blocks;
+    const Group g = load_group<kBits, kScale>(t, group);
+    for (; b < end; ++b) {
       __m512 acc[kRows];
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) acc[m] = _mm512_setzero_ps();
 #pragma GCC unroll 1
       for (int i = 0; i < kBytes / 64; ++i) {
-        const __m512i v = _mm512_loadu_si512(w);
-        if constexpr (kBits == 4) {
-          const __m512i up = _mm512_srli_epi32(v, 12);
-          accumulate<kRows>(acc, weight<4, 0>(v, z0), x);
-          accumulate<kRows>(acc, weight<4, 4>(v, z4), x + 4 * kRows);
-          accumulate<kRows>(acc, weight<4, 8>(v, z8), x + 1 * kRows);
-          accumulate<kRows>(acc, weight<4, 12>(v, z12), x + 5 * kRows);
-          accumulate<kRows>(acc, weight<4, 16>(v, z16), x + 2 * kRows);
-          accumulate<kRows>(acc, weight<4, 8>(up, z8), x + 6 * kRows);
-          accumulate<kRows>(acc, weight<4, 12>(up, z12), x + 3 * kRows);
-          accumulate<kRows>(acc, weight<4, 16>(up, z16), x + 7 * kRows);
-          x += 8 * kRows;
-        } else {
-          const __m512i up = _mm512_srli_epi32(v, 16);
-          accumulate<kRows>(acc, weight<8, 0>(v, z0), x);
-          accumulate<kRows>(acc, weight<8, 8>(v, z8), x + 1 * kRows);
-          accumulate<kRows>(acc, weight<8, 0>(up, z0), x + 2 * kRows);
-          accumulate<kRows>(acc, weight<8, 8>(up, z8), x + 3 * kRows);
-          x += 4 * kRows;
-        }
+        accumulate_vector<kRows, kBits>(acc, w, x, g);
         w += 64;
+        x += kStep * kRows;
       }
 #pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) y[m] = _mm512_fmadd_ps(acc[m], scale, y[m]);
+      for (int m = 0; m < kRows; ++m) y[m] = _mm512_fmadd_ps(acc[m], g.scale, y[m]);
     }
   }
 #pragma GCC unroll 8

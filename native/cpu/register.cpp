@@ -49,6 +49,7 @@ struct Table {
     LLM_ADD_VECTOR(loss);
     LLM_ADD_VECTOR(optim);
     LLM_ADD_VECTOR(quant);
+    LLM_ADD_VECTOR(sample);
 #endif
   }
 };

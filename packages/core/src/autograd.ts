@@ -4,7 +4,7 @@
  */
 import { LlmError, ShapeError } from "./errors.js";
 import * as raw from "./gen/ops.js";
-import { disownNode, ownNode, scope } from "./memory.js";
+import { disownNode, ownNode, ownTensor, scope } from "./memory.js";
 import { empty, Tensor } from "./tensor.js";
 import { dtypes } from "./dtype.js";
 
@@ -154,32 +154,39 @@ export function backward(roots: Tensor | Tensor[], grads?: Tensor[]): void {
   };
 
   noGrad(() => {
-    list.forEach((root, i) => {
-      let grad = grads?.[i]?.alias();
-      if (!grad) {
-        if (root.size !== 1) throw new ShapeError(`[backward] a root of shape [${root.shape.join(", ")}] needs its gradient given`);
-        grad = empty(root.shape, root.dtype).keep();
-        raw.fill(grad, 1);
-        unitGrads.add(grad);
+    try {
+      list.forEach((root, i) => {
+        const given = grads?.[i];
+        if (given && given.shape.join() !== root.shape.join()) {
+          throw new ShapeError(`[backward] the gradient of a root of shape [${root.shape.join(", ")}] must have that shape, got [${given.shape.join(", ")}]`);
+        }
+        let grad = given?.alias();
+        if (!grad) {
+          if (root.size !== 1) throw new ShapeError(`[backward] a root of shape [${root.shape.join(", ")}] needs its gradient given`);
+          grad = empty(root.shape, root.dtype).keep();
+          raw.fill(grad, 1);
+          unitGrads.add(grad);
+        }
+        if (root.node) give(root.node, root.nodeOutput, grad);
+        else {
+          if (root.requiresGrad) raw.axpy(leafGrad(root, root.shape), grad, 1);
+          grad.dispose();
+        }
+      });
+      // Nodes can only depend on older ones, so the youngest pending node has all its gradients.
+      while (pending.size > 0) {
+        let node: Node | undefined;
+        for (const candidate of pending.keys()) if (!node || candidate.id > node.id) node = candidate;
+        runNode(node!, pending, give);
       }
-      if (root.node) give(root.node, root.nodeOutput, grad);
-      else {
-        if (root.requiresGrad) raw.axpy(leafGrad(root, root.shape), grad, 1);
-        grad.dispose();
-      }
-    });
-    // Nodes can only depend on older ones, so the youngest pending node has all its gradients.
-    while (pending.size > 0) {
-      let node: Node | undefined;
-      for (const candidate of pending.keys()) if (!node || candidate.id > node.id) node = candidate;
-      runNode(node!, pending, give);
+    } finally {
+      for (const grads of pending.values()) for (const grad of grads) grad?.dispose();
     }
   });
 }
 
 function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node: Node, output: number, grad: Tensor) => void): void {
   const incoming = pending.get(node)!;
-  pending.delete(node);
   const run = node.backward;
   if (!run) throw new LlmError("INTERNAL", `[backward] the graph behind ${node.name} was freed; call backward() once per forward`);
   for (let o = 0; o < incoming.length; o++) incoming[o] ??= null;
@@ -198,18 +205,19 @@ function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node:
     };
     const out = run(incoming, node.saved, context);
     // A leaf's gradient is added to in place later, so it must own its memory: what others see too is copied.
-    const shared = new Set(incoming);
+    const alone = (grad: Tensor): boolean => grad.dtype === "f32" && !incoming.includes(grad) && out.indexOf(grad) === out.lastIndexOf(grad);
     node.edges.forEach((edge, i) => {
       const grad = out[i];
       if (!edge || !grad) return;
-      if ("leaf" in edge) {
-        if (edge.leaf.grad) raw.axpy(edge.leaf.grad, grad, 1);
-        else if (grad.dtype !== "f32" || shared.has(grad) || grad.strides) edge.leaf.grad = raw.cast(grad, f32Code).keep();
-        else edge.leaf.grad = node.saved.includes(grad) ? grad.detach().keep() : grad.keep();
-      } else give(edge.node, edge.output, grad.alias());
-      shared.add(grad);
+      if (!("leaf" in edge)) give(edge.node, edge.output, grad.alias());
+      else if (edge.leaf.grad) raw.axpy(edge.leaf.grad, grad, 1);
+      else if (alone(grad) && !grad.sharesMemory) edge.leaf.grad = grad.keep();
+      // A gradient that the forward pass computed and saved is the node's alone, and the node is done.
+      else if (alone(grad) && node.saved.includes(grad)) edge.leaf.grad = grad.detach().keep();
+      else edge.leaf.grad = raw.cast(grad, f32Code).keep();
     });
   });
+  pending.delete(node);
   for (const grad of incoming) grad?.dispose();
   disownNode(node);
   node.dispose();
@@ -240,6 +248,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         const g = leaf.grad;
         leaf.grad = undefined;
         if (!g) return null;
+        ownTensor(g);
         return g.dtype === leaf.dtype ? g : raw.cast(g, dtypes.indexOf(leaf.dtype));
       });
     },

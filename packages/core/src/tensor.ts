@@ -58,6 +58,8 @@ export class Tensor {
   node: Node | undefined;
   /** Which of the node's outputs this is. */
   nodeOutput = 0;
+  /** A view or a second reference: others may see what is written here. */
+  sharesMemory = false;
 
   constructor(handle: number, dtype: DType, shape: readonly number[], strides?: readonly number[], owned = true) {
     this.id = handle;
@@ -116,17 +118,17 @@ export class Tensor {
 
   /** A second reference on the same memory that no scope owns and no graph is attached to; dispose() it. */
   alias(): Tensor {
-    return new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.strides, false);
+    return sharing(new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.strides, false));
   }
 
   /** The same memory without its history: gradients stop here. */
   detach(): Tensor {
-    return new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.strides);
+    return sharing(new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.strides));
   }
 
   /** A view with given shape and strides, `offset` elements from this one's start. No gradient: see ops for differentiable ones. */
   asStrided(shape: readonly number[], strides: readonly number[], offset: number): Tensor {
-    return new Tensor(nativeView(this.handle, shape, strides, offset), this.dtype, shape, denseStrides(shape, strides) ? undefined : strides);
+    return sharing(new Tensor(nativeView(this.handle, shape, strides, offset), this.dtype, shape, denseStrides(shape, strides) ? undefined : strides));
   }
 
   /** Rows [start, end) of the first dim, sharing memory. No gradient. */
@@ -197,6 +199,11 @@ export class Tensor {
   toString(): string {
     return `Tensor(${this.dtype} [${this.shape.join(", ")}]${this.disposed ? ", disposed" : ""})`;
   }
+}
+
+function sharing(view: Tensor): Tensor {
+  view.sharesMemory = true;
+  return view;
 }
 
 export function rowMajor(shape: readonly number[]): number[] {

@@ -233,6 +233,31 @@ describe("gradients and dropout", () => {
     }
   });
 
+  it("on a quantized base is that on the same weights made dense", async () => {
+    const dense = await randomModel("llama");
+    const quantized = dense.mapLinears((l) => {
+      if (l.storage.kind !== "dense" || l.name === "lm_head") return l;
+      const [q, absmax] = native.quantizeNf4(l.storage.weight, 16);
+      return l.with({ storage: { kind: "nf4", q: q!.keep(), absmax: absmax!.keep(), block: 16 } });
+    });
+    const same = mergeLora(quantized, { base: "dequantized" });
+    const [a, b] = [quantized, same].map((m) => pass(fillB(applyLora(m, { rank: 3 }), "default"))) as [ReturnType<typeof pass>, ReturnType<typeof pass>];
+    expect(Math.abs(a.loss / b.loss - 1)).toBeLessThan(1e-5);
+    expect(a.grads).toHaveLength(28);
+    a.grads.forEach((g, i) => expect(largestDifference(g, b.grads[i]!)).toBeLessThan(1e-4 * Math.max(1, ...g.map(Math.abs))));
+  });
+
+  it("of a bf16 model is f32 and close to that of the f32 model of the same weights", async () => {
+    const bf16 = await randomModel("llama", { dtype: "bf16" });
+    const folder = scratchFolder();
+    await bf16.save(folder, { dtype: "f32" });
+    const [wide, narrow] = [await loadModel(folder), bf16].map((m) => pass(fillB(applyLora(m, { rank: 3 }), "default"))) as [ReturnType<typeof pass>, ReturnType<typeof pass>];
+    expect(Math.abs(narrow.loss / wide.loss - 1)).toBeLessThan(0.01);
+    const norm = (x: Float32Array): number => Math.hypot(...x);
+    // The rounding of activations alone: 0.040 at most here, where torch in bf16 has up to 0.13 on the same weights.
+    wide.grads.forEach((g, i) => expect(norm(g.map((x, j) => x - narrow.grads[i]![j]!)) / norm(g), `parameter ${i}`).toBeLessThan(0.06));
+  });
+
   it("masks are the same for the same step, others for another step, seed or layer", async () => {
     const base = await randomModel("llama");
     const model = fillB(applyLora(base, { dropout: 0.4 }), "default");

@@ -2,7 +2,7 @@
 import { Linear, native, noGrad, NumericError, OptionsError, parseOptions, scope, type Tensor, UnsupportedError, embedding } from "@llm/core";
 import { type Block, CausalLM, type CausalLMInit, createInputs, type Decoder } from "@llm/models";
 import { type CalibrationBlock, calibrationBlocks } from "./calibration.js";
-import { type BlockScales, divideRows, foldBias, foldBlock, foldedLinear, linearRoles, type LinearRole, scaleColumns, withBlocks } from "./fold.js";
+import { type BlockScales, divideRows, foldBias, foldBlock, foldedLinear, scaleColumns, withBlocks } from "./fold.js";
 import { QuantizeOptions } from "./options.js";
 import type { LinearReport, QuantizationReport } from "./report.js";
 import { clampGroups, roundToNearest, type Rounding } from "./rounding.js";

@@ -13,7 +13,8 @@ function reduceTo(grad: Tensor, like: Tensor): Tensor {
   const columns = like.size === 1 ? 1 : grad.dim(-1);
   const flat = grad.asStrided([grad.size / columns, columns], [columns, 1], 0);
   const sums = raw.sumRows(flat);
-  return sums.dtype === like.dtype ? sums : raw.cast(sums, code(like.dtype));
+  const sum = sums.dtype === like.dtype ? sums : raw.cast(sums, code(like.dtype));
+  return like.shape.length === 1 ? sum : sum.asStrided(like.shape, rowMajor(like.shape), 0);
 }
 
 /**

@@ -1,7 +1,7 @@
 /** Cases: embedding, norms, rotary embedding, gated activation, attention and its gradient. */
 import { attentionForward } from "./reference-layers.js";
 import { type Numbers, makeNumbers } from "./numbers.js";
-import { arithmetic, attentionSums, exact, floats, input, opCase, type CaseInput, type OpCase, summation, transcendental } from "./op-case.js";
+import { arithmetic, attentionGradients, attentionSums, exact, floats, input, opCase, type CaseInput, type OpCase, summation, transcendental } from "./op-case.js";
 
 const cases: OpCase[] = [];
 const add = (...args: Parameters<typeof opCase>): void => void cases.push(opCase(...args));
@@ -100,7 +100,7 @@ for (const dtype of floats) {
     const [o, lse] = attentionForward(made, attributes);
     const given = (x: Numbers, padding = 0): CaseInput => input(x.dtype, x.shape, x.data, padding);
     const [gq, gk, gv] = made.slice(0, 3).map((x) => given(x, s.padding ?? 0)) as [CaseInput, CaseInput, CaseInput];
-    add("attention_bwd", s.note, [input(dtype, q.shape), gq, gk, gv, given(o), given(lse), cuQ, cuK], attributes, attentionSums);
+    add("attention_bwd", s.note, [input(dtype, q.shape), gq, gk, gv, given(o), given(lse), cuQ, cuK], attributes, attentionGradients);
   }
 }
 

@@ -3,13 +3,15 @@ import type { DType } from "@llm/core";
 import type { Values } from "./numbers.js";
 
 /**
- * Largest accepted error by the dtype of the result, measured as |got − want| / (|want| + rms(want)): relative, but forgiving where terms
- * cancel. Integers are always exact.
+ * Largest accepted error by the dtype of the result, measured as |got − want| / (|want| + rms(want) + floor): relative, but forgiving
+ * where terms cancel. Integers are always exact.
  */
 export interface Tolerance {
   f32: number;
   bf16: number;
   f16: number;
+  /** Size of terms that cancel to nothing over the whole result. @default 0 */
+  floor?: number;
   /** Why these numbers. */
   reason: string;
 }
@@ -99,4 +101,13 @@ export const attentionSums: Tolerance = {
   bf16: 2 ** -7,
   f16: 2 ** -10,
   reason: "as sums, with exponentials inside; in 16 bits the probabilities may be rounded before they meet the values",
+};
+
+/** Gradients of attention: p (dp − delta), where p comes from an f32 log-sum-exp and the bracket may cancel. */
+export const attentionGradients: Tolerance = {
+  f32: 2 ** -15,
+  bf16: 2 ** -7,
+  f16: 2 ** -10,
+  floor: 1,
+  reason: "exp(s − lse) has the absolute error of an f32 lse: 2^-19 at 32; a query that sees one key has dp = delta but for the rounding of o",
 };

@@ -15,8 +15,8 @@ export function callOp(op: string, inputs: readonly (Tensor | null)[], attribute
   return out === undefined ? [] : Array.isArray(out) ? out : [out];
 }
 
-/** Largest |got − want| / (|want| + rms(want)), and where. A wrong infinity or NaN is an infinite error. */
-export function largestError(got: Numbers, want: Numbers): { error: number; index: number } {
+/** Largest |got − want| / (|want| + rms(want) + floor), and where. A wrong infinity or NaN is an infinite error. */
+export function largestError(got: Numbers, want: Numbers, floor = 0): { error: number; index: number } {
   let squares = 0;
   let finite = 0;
   for (const value of want.data) {
@@ -24,7 +24,7 @@ export function largestError(got: Numbers, want: Numbers): { error: number; inde
     squares += value * value;
     finite++;
   }
-  const rms = Math.sqrt(squares / Math.max(finite, 1));
+  const rms = Math.sqrt(squares / Math.max(finite, 1)) + floor;
   let [error, index] = [0, -1];
   for (let i = 0; i < want.data.length; i++) {
     const [g, w] = [got.data[i]!, want.data[i]!];
@@ -52,7 +52,7 @@ function compare(what: string, got: Numbers, want: Numbers, tolerance: Tolerance
   if (text(got.shape) !== text(want.shape)) return { error: Infinity, tolerance: 0, detail: `${what} is ${text(got.shape)}, expected ${text(want.shape)}` };
   const limit = want.dtype === "f32" || want.dtype === "bf16" || want.dtype === "f16" ? tolerance[want.dtype] : 0;
   const target = limit === 0 ? { ...want, data: want.data.map((x) => roundTo(want.dtype, x)) } : want;
-  const { error, index } = largestError(got, target);
+  const { error, index } = largestError(got, target, tolerance.floor);
   const detail = index < 0 ? "" : `${what}[${index}] = ${got.data[index]}, expected ${target.data[index]}`;
   return { error, tolerance: limit, detail };
 }

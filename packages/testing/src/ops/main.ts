@@ -1,0 +1,58 @@
+/**
+ * The op cases without a test runner: prints failures and `N passed, N failed`. Bundled into one file it needs only Node and the addon
+ * (LLM_NATIVE), so it also runs on a machine without npm.
+ * usage: main.js [--only text] [--limit elements] [--slowest] [--digest] [--list]
+ */
+import { nativeDoctor } from "@llm/core";
+import { opCases } from "./cases.js";
+import { opChecks } from "./checks.js";
+import { sizeOf } from "./numbers.js";
+import type { CaseResult, OpCase } from "./op-case.js";
+import { newDigest, runCase, runCheck } from "./run-case.js";
+
+const argument = (name: string): string | undefined => {
+  const at = process.argv.indexOf(name);
+  return at < 0 ? undefined : process.argv[at + 1];
+};
+
+function main(): void {
+  const only = argument("--only") ?? "";
+  const limit = Number(argument("--limit") ?? Infinity);
+  const size = (c: OpCase): number => Math.max(0, ...c.inputs.map((x) => (x ? sizeOf(x.shape) : 0)));
+  const cases = opCases.filter((c) => c.name.includes(only) && size(c) <= limit);
+  const checks = opChecks.filter((c) => c.name.includes(only) || c.ops.some((op) => op.includes(only)));
+  if (process.argv.includes("--list")) {
+    for (const { name } of [...cases, ...checks]) console.log(name);
+    return;
+  }
+  const { isa, threads } = nativeDoctor();
+  console.log(`isa ${isa}, ${threads} threads`);
+  const digest = process.argv.includes("--digest") ? newDigest() : undefined;
+  const slowest: [number, string][] = [];
+  let [passed, failed] = [0, 0];
+  const count = (name: string, run: () => CaseResult): void => {
+    const start = performance.now();
+    let result: CaseResult;
+    try {
+      result = run();
+    } catch (error) {
+      result = { name, ops: [], maxError: Infinity, tolerance: 0, ok: false, detail: error instanceof Error ? error.message : String(error) };
+    }
+    slowest.push([performance.now() - start, name]);
+    if (result.ok) passed++;
+    else {
+      failed++;
+      console.log(`FAILED ${name}\n       error ${result.maxError}, tolerance ${result.tolerance}: ${result.detail}`);
+    }
+  };
+  for (const c of cases) count(c.name, () => runCase(c, digest));
+  if (!digest) for (const c of checks) count(c.name, () => runCheck(c));
+  if (process.argv.includes("--slowest")) {
+    for (const [milliseconds, name] of slowest.sort((a, b) => b[0] - a[0]).slice(0, 15)) console.log(`${milliseconds.toFixed(1).padStart(8)} ms  ${name}`);
+  }
+  if (digest) console.log(`digest ${digest.digest("hex")}`);
+  console.log(`${passed} passed, ${failed} failed`);
+  if (failed > 0) process.exitCode = 1;
+}
+
+main();
