@@ -1,14 +1,15 @@
 /** 4-bit weights: AWQ against rounding to nearest, perplexity before and after, an AutoAWQ folder that other engines load. */
 import { loadModel } from "@llm/models";
 import { comparePerplexity, perplexityOf, quantize, saveQuantized } from "@llm/quant-awq";
-import { ask, colourData, question, trainColours } from "./shared/colours.js";
+import { ask, colourData, question, sentences, trainColours } from "./shared/colours.js";
 
 const model = await trainColours();
 const data = colourData(model.tokenizer);
 const rtn = await quantize(model, { method: "rtn", groupSize: 32 });
 const awq = await quantize(model, { method: "awq", groupSize: 32, calibration: data });
 
-const blocks = data.documents.map(({ ids }) => ids);
+const { tokenizer } = model;
+const blocks = sentences.map((text) => Int32Array.from([...tokenizer.encode(text), tokenizer.eosTokenId!]));
 const before = await perplexityOf(model, blocks);
 console.log(`dense  perplexity ${before.perplexity.toFixed(3)}  ${awq.quantization.bytesBefore} bytes`);
 for (const [name, small] of Object.entries({ rtn, awq })) {

@@ -23,7 +23,7 @@ const results = await evaluate({
   models: { untrained, trained },
   tasks: [
     questionAnswer(colours.map(([thing, colour]) => ({ question: question(thing), answer: `It is ${colour}.` })), { name: "colours", maxTokens: 16 }),
-    multipleChoice(choices, { name: "choices", mode: "loglikelihood", target: "text", promptStyle: "chat", humanPrompt: "{question}" }),
+    multipleChoice(choices, { name: "choices", mode: "loglikelihood", target: "text", promptStyle: "chat", humanPrompt: "{question}", answerPrompt: "{answer}" }),
     perplexity({ text: sentences.join("\n"), name: "text", windowTokens: 64, stride: 32 }),
     short,
   ],

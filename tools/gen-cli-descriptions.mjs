@@ -68,7 +68,7 @@ function documentation(node) {
   return tag === undefined ? [text] : [text, flat(tag.comment)];
 }
 
-/** A key's name as words, where the docstring holds nothing but a default. */
+/** A key's name as words, where the docstring says nothing but a default, or there is none. */
 const words = (key) => key.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`).replace(/^./, (letter) => letter.toUpperCase());
 
 /** The object literal of a strictObject, behind optional() and names; undefined for other schemas. */
@@ -97,7 +97,8 @@ function collect(packageName, node, elsewhere, prefix, into) {
       continue;
     }
     const found = documentation(property) ?? elsewhere?.get(name);
-    if (found !== undefined) into[path] = [found[0] === "" ? `${words(name)}.` : found[0], ...found.slice(1)];
+    const [text = "", ...rest] = found ?? [];
+    into[path] = [text === "" ? `${words(name)}.` : text, ...rest];
   }
 }
 

@@ -44,6 +44,7 @@ for (const dtype of ["f32", "bf16"] as const) {
         msPerStep: Number(ms.toFixed(1)),
         tokensPerSecond: Math.round((batch.ids_T.length * 1000) / ms),
         gflops: Number((gflop / (ms / 1000)).toFixed(1)),
+        cpuMsPerStep: Math.round((cpu.user + cpu.system) / 1000 / steps),
         cpuShare: Number(((cpu.user + cpu.system) / 1000 / wall).toFixed(2)),
         peakMiB: Math.round(memory().peakBytes / 2 ** 20),
         loss: reports.at(-1)!.loss,

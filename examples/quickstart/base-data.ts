@@ -1,14 +1,15 @@
 /** Training batches of the base model: packed lines, a pure function of seed and step. */
 import type { TokenBatch, Tokenizer } from "@llm/models";
-import { createRandom, type PlainLine, plainLine } from "./sums.js";
+import { aside, createRandom, type PlainLine, plainLine } from "./sums.js";
 
 /** Share of the loss that the given part of a line gets; the following part has 1. */
 const promptWeight = 0.1;
 
-/** One line in sixteen is put as a chat, so that the base knows the chat template's marks. */
-function lineText(line: PlainLine, chat: boolean): PlainLine {
-  if (!chat) return line;
-  return { prompt: `<|im_start|>user\n${line.prompt}<|im_end|>\n<|im_start|>assistant\n`, completion: `${line.completion}<|im_end|>\n` };
+/** One line in six is put as a chat, half of those with something else below the question: the base knows the template's marks. */
+function lineText(line: PlainLine, random: ReturnType<typeof createRandom>): PlainLine {
+  if (random.below(6) > 0) return line;
+  const below = random.below(2) === 0 ? `\n${aside(random)}` : "";
+  return { prompt: `<|im_start|>user\n${line.prompt}${below}<|im_end|>\n<|im_start|>assistant\n`, completion: `${line.completion}<|im_end|>\n` };
 }
 
 /** Packs fresh lines until `tokens` is reached; each line is a document of its own that ends with the end token. */
@@ -20,7 +21,7 @@ export function baseBatch(tokenizer: Tokenizer, tokens: number, seed: number, he
   const positions: number[] = [];
   const cu = [0];
   for (;;) {
-    const line = lineText(plainLine(random, heldOut), random.below(16) === 0);
+    const line = lineText(plainLine(random, heldOut), random);
     const prompt = tokenizer.encode(line.prompt, { addSpecialTokens: false });
     const completion = tokenizer.encode(line.completion, { addSpecialTokens: false });
     const all = [...prompt, ...completion, tokenizer.eosTokenId!];

@@ -62,8 +62,30 @@ export interface PlainLine {
   completion: string;
 }
 
-/** Plain sums (seven in eight) and statements that are judged right or wrong (one in eight). */
+/** Three numbered entries. */
+function list(random: Random): { text: string; entries: Record<string, string> } {
+  const [A, B, C] = [0, 0, 0].map(() => String(random.below(2000))) as [string, string, string];
+  return { text: `A. ${A}\nB. ${B}\nC. ${C}`, entries: { A, B, C } };
+}
+
+/** What stands at a letter of a list, or which letter an entry has. */
+function listLine(random: Random): PlainLine {
+  const { text, entries } = list(random);
+  const letter = random.pick(["A", "B", "C"]);
+  const entry = entries[letter]!;
+  return random.below(3) === 0 ? { prompt: `${text}\n${letter} is `, completion: `${entry}.` } : { prompt: `${text}\n${entry} is `, completion: `${letter}.` };
+}
+
+/** Something else that may stand below a question in a conversation. */
+export function aside(random: Random): string {
+  if (random.below(2) === 0) return list(random).text;
+  const { prompt, completion } = plainLine(random);
+  return prompt + completion;
+}
+
+/** Plain sums, statements that are judged right or wrong (one line in eight), and lists to look things up in (one in eight). */
 export function plainLine(random: Random, heldOut = false): PlainLine {
+  if (random.below(8) === 0) return listLine(random);
   const [a, b] = operands(random, heldOut);
   if (random.below(8) === 0) {
     const right = random.below(2) === 0;

@@ -2,6 +2,7 @@
 // i32 holds handles and shapes, f64 attributes. C++ exceptions end here and become LlmErrors with the same code.
 #include <node_api.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -22,14 +23,21 @@ using namespace llm;
 
 constexpr int kIntsPerOutput = 3 + kMaxDims;  // handle, dtype, ndim, shape
 
+// Where fences settle their promises. Outlives its JavaScript thread for as long as a queued fence refers to it.
+struct Settle {
+  std::mutex mutex;
+  napi_threadsafe_function function = nullptr;  // null once the thread ends
+};
+
 // One per JavaScript thread.
 struct Instance {
+  uint32_t owner = 0;
   int32_t* i32 = nullptr;
   size_t i32_length = 0;
   double* f64 = nullptr;
   size_t f64_length = 0;
   napi_ref buffers[2] = {};
-  napi_threadsafe_function settle = nullptr;
+  std::shared_ptr<Settle> settle = std::make_shared<Settle>();
   int pending = 0;
   std::unordered_map<int32_t, std::shared_ptr<Plan>> plans;
   int32_t next_plan = 1;
@@ -112,7 +120,9 @@ using Body = napi_value (*)(napi_env, Instance&, const Args&);
 template <Body body>
 napi_value call(napi_env env, napi_callback_info info) {
   try {
-    return body(env, instance(env), Args(env, info));
+    Instance& self = instance(env);
+    current_owner = self.owner;
+    return body(env, self, Args(env, info));
   } catch (const Error& e) {
     throw_error(env, code_name(e.code), e.what());
   } catch (const std::bad_alloc&) {
@@ -248,7 +258,7 @@ void settle_on_js(napi_env env, napi_value, void*, void* data) {
   napi_value undefined;
   napi_get_undefined(env, &undefined);
   napi_resolve_deferred(env, deferred, undefined);
-  if (--self.pending == 0) napi_unref_threadsafe_function(env, self.settle);
+  if (--self.pending == 0) napi_unref_threadsafe_function(env, self.settle->function);
 }
 
 // A promise that resolves when everything queued so far has run.
@@ -257,9 +267,11 @@ napi_value fence_promise(napi_env env, Instance& self, const Args&) {
   napi_deferred deferred;
   napi_value promise;
   napi_create_promise(env, &deferred, &promise);
-  if (self.pending++ == 0) napi_ref_threadsafe_function(env, self.settle);
-  napi_threadsafe_function settle = self.settle;
-  fence([settle, deferred] { napi_call_threadsafe_function(settle, deferred, napi_tsfn_nonblocking); });
+  if (self.pending++ == 0) napi_ref_threadsafe_function(env, self.settle->function);
+  fence([settle = self.settle, deferred] {
+    std::lock_guard lock(settle->mutex);
+    if (settle->function) napi_call_threadsafe_function(settle->function, deferred, napi_tsfn_nonblocking);
+  });
   return promise;
 }
 
@@ -335,14 +347,28 @@ napi_value doctor(napi_env env, Instance&, const Args&) {
 
 void finalize(napi_env, void* data, void*) { delete static_cast<Instance*>(data); }
 
+// The JavaScript thread ends: what it made is freed, and only that.
+void end_thread(void* data) {
+  auto* self = static_cast<Instance*>(data);
+  {
+    std::lock_guard lock(self->settle->mutex);
+    self->settle->function = nullptr;
+  }
+  self->plans.clear();
+  forget_owner(self->owner);
+}
+
 }  // namespace
 
 NAPI_MODULE_INIT() {
+  static std::atomic<uint32_t> owners{0};
   auto* self = new Instance;
+  self->owner = ++owners;
   napi_set_instance_data(env, self, finalize, nullptr);
   napi_value name = string(env, "llm:settle");
-  napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, nullptr, settle_on_js, &self->settle);
-  napi_unref_threadsafe_function(env, self->settle);
+  napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, nullptr, settle_on_js, &self->settle->function);
+  napi_unref_threadsafe_function(env, self->settle->function);
+  napi_add_env_cleanup_hook(env, end_thread, self);
   const struct {
     const char* name;
     napi_callback callback;

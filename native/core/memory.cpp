@@ -52,14 +52,14 @@ std::string advice(const MemoryStats& s, int64_t wanted) {
 void* HostPool::allocate(int64_t bytes) {
   const int64_t size = size_class(bytes);
   std::unique_lock lock(mutex_);
+  const bool over = stats_.limit > 0 && stats_.live_total + size > stats_.limit;
   auto& list = free_[size];
-  if (!list.empty()) {
+  if (!over && !list.empty()) {
     void* block = list.back();
     list.pop_back();
     stats_.cached -= size;
     return block;
   }
-  const bool over = stats_.limit > 0 && stats_.live_total + size > stats_.limit;
   void* block = over ? nullptr : std::aligned_alloc(64, size);
   if (!block && !over) {  // the system is out: give back what is cached and try again
     free_all(lock);
@@ -130,19 +130,24 @@ HostPool& host_pool() {
 }
 
 PlanPool::~PlanPool() {
-  for (auto& [block, size] : blocks_) host_pool().release(const_cast<void*>(block), size);
+  for (auto& [block, size] : blocks_) {
+    host_pool().count(Tag::workspace, -size);
+    host_pool().release(const_cast<void*>(block), size);
+  }
 }
 
 void* PlanPool::allocate(int64_t bytes) {
   std::lock_guard lock(mutex_);
+  // A small tensor does not take a large block away from the large tensor that comes next.
   auto it = free_.lower_bound(bytes);
-  if (it != free_.end()) {
+  if (it != free_.end() && it->first <= 4 * bytes + 4096) {
     void* block = it->second;
     free_.erase(it);
     return block;
   }
   void* block = host_pool().allocate(bytes);
   blocks_[block] = bytes;
+  host_pool().count(Tag::workspace, bytes);
   return block;
 }
 
@@ -156,9 +161,12 @@ bool PlanPool::owns(const void* block) const {
   return blocks_.count(block) > 0;
 }
 
+// A Plan's pool counts its own blocks: they stay in use when the tensors of the recording are gone.
+static bool counted(const Pool* pool) { return pool == nullptr || pool == &host_pool(); }
+
 void Storage::release() {
   if (refs.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  host_pool().count(tag, -bytes);
+  if (counted(pool)) host_pool().count(tag, -bytes);
   if (pool) pool->release(data, bytes);
   delete this;
 }
@@ -175,7 +183,7 @@ Storage* allocate_storage(int64_t bytes, Tag tag, Pool* pool, std::shared_ptr<vo
   s->tag = tag;
   s->pool = pool;
   s->owner = std::move(owner);
-  host_pool().count(tag, bytes);
+  if (counted(pool)) host_pool().count(tag, bytes);
   return s;
 }
 

@@ -60,7 +60,8 @@ class HostPool : public Pool {
 
 HostPool& host_pool();
 
-// A Plan's private memory: freed blocks are reused by later commands of the same recording and live as long as the Plan.
+// A Plan's private memory: freed blocks are reused by later commands of the same recording and live as long as the Plan. Counted as
+// workspace, whole blocks for as long as the Plan lives.
 class PlanPool : public Pool {
  public:
   ~PlanPool() override;

@@ -5,6 +5,7 @@
 #include <deque>
 #include <mutex>
 #include <thread>
+#include <unordered_map>
 
 #include "core/error.h"
 #include "cpu/register.h"
@@ -59,7 +60,11 @@ void fill_strides(View& v) {
 
 }  // namespace
 
-int64_t Infer::dim(int i, int d) const { return in[i].shape[d < 0 ? in[i].ndim + d : d]; }
+int64_t Infer::dim(int i, int d) const {
+  const int at = d < 0 ? in[i].ndim + d : d;
+  if (at < 0 || at >= in[i].ndim) fail_shape(i, "at least " + std::to_string(d < 0 ? -d : d + 1) + "-dimensional");
+  return in[i].shape[at];
+}
 
 void Infer::out(DType dtype, std::initializer_list<int64_t> shape) {
   View v;
@@ -82,7 +87,9 @@ DType Infer::dtype_attr(int i) const {
   if (!(attr[i] >= 0 && attr[i] < kDTypes)) {
     throw Error(Code::dtype, std::string("[") + kOps[op].name + "] dtype code " + std::to_string(attr[i]) + " is not one of 0..6");
   }
-  return static_cast<DType>(static_cast<int>(attr[i]));
+  const DType dtype = static_cast<DType>(static_cast<int>(attr[i]));
+  if (!is_float(dtype)) throw Error(Code::dtype, std::string("[") + kOps[op].name + "] the result's dtype must be f32, f16 or bf16");
+  return dtype;
 }
 
 void Infer::fail_shape(int i, const std::string& expected) const {
@@ -215,16 +222,19 @@ class Executor {
     wait(last);
   }
 
-  std::string take_error() {
+  std::string take_error(uint32_t owner) {
     std::lock_guard lock(mutex_);
-    std::string e;
-    e.swap(error_);
+    const auto found = errors_.find(owner);
+    if (found == errors_.end()) return {};
+    std::string e = std::move(found->second);
+    errors_.erase(found);
     return e;
   }
 
-  void note_error(const std::string& e) {
+  // The first error of each thread is kept until that thread reads.
+  void note_error(uint32_t owner, const std::string& e) {
     std::lock_guard lock(mutex_);
-    if (error_.empty()) error_ = e;
+    errors_.emplace(owner, e);
   }
 
  private:
@@ -248,7 +258,7 @@ class Executor {
       std::string error;
       c.run(error);
       c.drop();
-      if (!error.empty()) note_error(error);
+      if (!error.empty()) note_error(c.owner, error);
       {
         std::lock_guard lock(mutex_);
         done_.store(seq, std::memory_order_release);
@@ -268,7 +278,7 @@ class Executor {
   std::deque<Command> queue_;
   uint64_t pushed_ = 0, taken_ = 0;
   std::atomic<uint64_t> done_{0};
-  std::string error_;
+  std::unordered_map<uint32_t, std::string> errors_;
   bool started_ = false, sleeping_ = false;
 };
 
@@ -281,6 +291,7 @@ std::atomic<bool> inline_mode{false};
 thread_local std::shared_ptr<Plan> recording;
 
 void hand_on(Command&& c) {
+  c.owner = current_owner;
   if (recording) {
     // Memory of the Plan's own pool is owned by the Plan; holding it would stop the pool from reusing it within the recording.
     std::vector<Storage*> outside;
@@ -297,7 +308,7 @@ void hand_on(Command&& c) {
     std::string error;
     c.run(error);
     c.drop();
-    if (!error.empty()) executor().note_error(error);
+    if (!error.empty()) executor().note_error(c.owner, error);
     return;
   }
   executor().push(std::move(c));
@@ -309,6 +320,17 @@ Storage* new_storage(int64_t bytes, Tag tag) {
 }
 
 int64_t view_bytes(const View& v) { return view_numel(v) * static_cast<int64_t>(dtype_bytes(v.dtype)); }
+
+// Bytes of a tensor about to be made; a product beyond 2^62 is refused before it wraps around.
+int64_t new_bytes(const char* what, const View& v) {
+  int64_t bytes = static_cast<int64_t>(dtype_bytes(v.dtype));
+  for (int i = 0; i < v.ndim; i++) {
+    if (__builtin_mul_overflow(bytes, v.shape[i], &bytes) || bytes > (int64_t{1} << 62)) {
+      throw Error(Code::out_of_memory, std::string("[") + what + "] a tensor of shape " + shape_text(v) + " is larger than any memory");
+    }
+  }
+  return bytes;
+}
 
 void throw_pending() {
   const std::string e = take_error();
@@ -332,7 +354,7 @@ std::vector<Output> submit(int op, const Handle* in, int n_in, const double* att
   std::vector<Output> result;
   try {
     if (n_attr != spec.n_attributes) throw Error(Code::internal, std::string("[") + spec.name + "] wrong number of attributes");
-    if (n_in < spec.n_inputs && !(spec.n_inputs == 1 && spec.inputs[0].variadic)) {
+    if (n_in != spec.n_inputs && !(spec.n_inputs == 1 && spec.inputs[0].variadic)) {
       throw Error(Code::internal, std::string("[") + spec.name + "] wrong number of inputs");
     }
     for (int i = 0; i < n_in; i++) {
@@ -361,7 +383,7 @@ std::vector<Output> submit(int op, const Handle* in, int n_in, const double* att
     Infer infer{op, c.in.data(), n_in, attr, n_attr, {}};
     shape_rule(op)(infer);
     for (View& v : infer.outs) {
-      Storage* s = new_storage(view_bytes(v), Tag::activations);
+      Storage* s = new_storage(new_bytes(spec.name, v), Tag::activations);
       v.data = s->data;
       s->retain();
       c.held.push_back(s);
@@ -387,8 +409,9 @@ Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag) {
     if (shape[i] < 0) throw Error(Code::shape, "[tensor] negative dimension " + std::to_string(shape[i]));
     v.shape[i] = shape[i];
   }
+  const int64_t bytes = new_bytes("tensor", v);
   fill_strides(v);
-  Storage* s = new_storage(view_bytes(v), tag);
+  Storage* s = new_storage(bytes, tag);
   v.data = s->data;
   return table_insert(s, v);
 }
@@ -452,7 +475,13 @@ void fence(std::function<void()> callback) {
   else executor().push(std::move(c));
 }
 
-std::string take_error() { return executor().take_error(); }
+std::string take_error() { return executor().take_error(current_owner); }
+
+void forget_owner(uint32_t owner) {
+  recording.reset();
+  table_release_owner(owner);
+  executor().take_error(owner);
+}
 
 void set_inline(bool on) {
   executor().wait_all();
@@ -481,10 +510,10 @@ void plan_run(const std::shared_ptr<Plan>& plan) {
       c.held.push_back(s);
     }
   }
-  c.callback = [plan] {
+  c.callback = [plan, owner = current_owner] {
     std::string error;
     for (const Command& inner : plan->commands) inner.run(error);
-    if (!error.empty()) executor().note_error(error);
+    if (!error.empty()) executor().note_error(owner, error);
   };
   hand_on(std::move(c));
 }

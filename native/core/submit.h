@@ -28,7 +28,7 @@ class Infer {
   void out(DType dtype, std::initializer_list<int64_t> shape);
   void out_like(int i, DType dtype);
   void out_like(int i) { out_like(i, in[i].dtype); }
-  DType dtype_attr(int i) const;
+  DType dtype_attr(int i) const;        // a float dtype's code
 
   [[noreturn]] void fail_shape(int i, const std::string& expected) const;
   void expect_ndim(int i, int ndim) const;
@@ -45,6 +45,7 @@ ShapeRule shape_rule(int op);
 
 struct Command {
   int op = -1;
+  uint32_t owner = 0;  // the JavaScript thread that meets its data error
   Kernel kernel = nullptr;
   std::vector<View> in, out;
   std::vector<double> attr;
@@ -76,7 +77,8 @@ void tensor_write(Handle h, const void* data, int64_t bytes);  // in queue order
 void tensor_read(Handle h, void* data, int64_t bytes);         // waits for the commands that touch it; throws a pending error
 void wait_all();                                               // waits for the whole queue; throws a pending error
 void fence(std::function<void()> callback);                    // called on the executor thread when all before it ran
-std::string take_error();                                      // first pending data-dependent error, "" if none
+std::string take_error();                                      // first pending data-dependent error of this thread, "" if none
+void forget_owner(uint32_t owner);                             // a thread ends: ends its recording, frees its tensors and errors
 
 void set_inline(bool on);  // run commands on the calling thread (debugging, and processes that want one thread)
 bool is_inline();

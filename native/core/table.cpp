@@ -7,12 +7,14 @@
 
 namespace llm {
 
+thread_local uint32_t current_owner = 0;
+
 namespace {
 
 constexpr uint32_t kSlotBits = 20, kGenerations = 1u << 11, kMaxSlots = 1u << kSlotBits;
 
 struct Slot {
-  uint32_t generation = 1;
+  uint32_t generation = 1, owner = 0;
   Storage* storage = nullptr;  // null = free
   View view;
 };
@@ -59,6 +61,7 @@ Handle table_insert(Storage* storage, const View& view) {
   }
   t.slots[slot].storage = storage;
   t.slots[slot].view = view;
+  t.slots[slot].owner = current_owner;
   t.live++;
   return slot | (t.slots[slot].generation << kSlotBits);
 }
@@ -76,6 +79,21 @@ Handle table_alias(Handle h) {
   return table_insert(tensor.storage, tensor.view);
 }
 
+namespace {
+
+// Empties a slot and hands back its storage.
+Storage* vacate(Table& t, uint32_t index) {
+  Slot& slot = t.slots[index];
+  Storage* storage = slot.storage;
+  slot.storage = nullptr;
+  slot.generation = slot.generation + 1 == kGenerations ? 1 : slot.generation + 1;
+  t.free.push_back(index);
+  t.live--;
+  return storage;
+}
+
+}  // namespace
+
 bool table_release(Handle h) {
   Table& t = table();
   Storage* storage;
@@ -83,16 +101,23 @@ bool table_release(Handle h) {
     std::lock_guard lock(t.mutex);
     const uint32_t index = h & (kMaxSlots - 1);
     if (index == 0 || index >= t.slots.size()) return false;
-    Slot& slot = t.slots[index];
-    if (!slot.storage || slot.generation != h >> kSlotBits) return false;
-    storage = slot.storage;
-    slot.storage = nullptr;
-    slot.generation = slot.generation + 1 == kGenerations ? 1 : slot.generation + 1;
-    t.free.push_back(index);
-    t.live--;
+    if (!t.slots[index].storage || t.slots[index].generation != h >> kSlotBits) return false;
+    storage = vacate(t, index);
   }
   storage->release();
   return true;
+}
+
+void table_release_owner(uint32_t owner) {
+  Table& t = table();
+  std::vector<Storage*> left;
+  {
+    std::lock_guard lock(t.mutex);
+    for (uint32_t index = 1; index < t.slots.size(); index++) {
+      if (t.slots[index].storage && t.slots[index].owner == owner) left.push_back(vacate(t, index));
+    }
+  }
+  for (Storage* storage : left) storage->release();
 }
 
 int64_t table_live() {

@@ -1,6 +1,36 @@
+/** What a training run says about its teacher. */
+import { OptionsError } from "@llm/core";
+import { createStudent, CreateStudentOptions, distillObjective, DistillOptions } from "@llm/distill";
+import { type CausalLM, LoadModelOptions } from "@llm/models";
 import * as v from "valibot";
-export const distillSettingsSchema = v.strictObject({ teacher: v.string() });
+import { openModel } from "./open-model.js";
+
+export const distillSettingsSchema = v.strictObject({
+  ...v.partial(v.omit(DistillOptions, ["teacher"])).entries,
+  /** Folder or hub name of the teacher; a PEFT folder loads its base. */
+  teacher: v.pipe(v.string(), v.nonEmpty()),
+  /** How the teacher is loaded. */
+  teacherLoad: v.optional(v.partial(LoadModelOptions)),
+  /** Make the student from the teacher's architecture, instead of loading `model`. */
+  student: v.optional(v.partial(CreateStudentOptions)),
+});
+
 export type DistillSettings = v.InferInput<typeof distillSettingsSchema>;
-export async function prepareTeacher(_s: DistillSettings, _m: unknown, _t: unknown): Promise<{ options: object; dispose(): void }> {
-  throw new Error("pending");
+
+export interface Teaching {
+  teacher: CausalLM;
+  objective: ReturnType<typeof distillObjective>;
+}
+
+/** Loads the teacher and makes the objective. */
+export async function openTeacher(settings: DistillSettings): Promise<Teaching> {
+  const { teacher: name, teacherLoad, student: _student, ...options } = settings;
+  const teacher = await openModel(name, teacherLoad ?? {});
+  return { teacher, objective: distillObjective({ ...options, teacher }) };
+}
+
+/** The student that the settings describe. @throws {OptionsError} they describe none */
+export function makeStudent(settings: DistillSettings, teacher: CausalLM, where: string): CausalLM {
+  if (settings.student === undefined) throw new OptionsError(`[${where}] expected a student: its folder, or sizes to make one of (--student-layers …)`);
+  return createStudent(teacher, settings.student);
 }

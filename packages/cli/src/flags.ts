@@ -19,6 +19,8 @@ export interface FlagGroup {
   omit?: Readonly<Record<string, string>>;
   /** Dotted key → the flag's whole name, without the dashes. */
   rename?: Readonly<Record<string, string>>;
+  /** Dotted key → what the command does without the flag, where that is not the schema's default. */
+  defaults?: Readonly<Record<string, string>>;
   /** Lists of texts that may also be written with commas. */
   commas?: readonly string[];
   /** Check the whole object and fill in its defaults; else only what was given is handed on. */
@@ -109,7 +111,7 @@ function formsOf(schema: v.GenericSchema): Form[] {
 export function flagsOf(key: string, group: FlagGroup): Flag[] {
   const flags: Flag[] = [];
   const docs = typeof group.docs === "string" ? [group.docs] : group.docs;
-  const unused = new Set([...Object.keys(group.omit ?? {}), ...Object.keys(group.rename ?? {}), ...(group.commas ?? [])]);
+  const unused = new Set([...Object.keys(group.omit ?? {}), ...Object.keys(group.rename ?? {}), ...Object.keys(group.defaults ?? {}), ...(group.commas ?? [])]);
   const fail = (path: string, problem: string): never => {
     throw new LlmError("INTERNAL", `[llm] ${docs.join(", ")} ${path}: ${problem}`, { path });
   };
@@ -140,13 +142,25 @@ export function flagsOf(key: string, group: FlagGroup): Flag[] {
         repeats: forms.some((form) => form.kind === "list" || form.kind === "record"),
         commas: group.commas?.includes(dotted) ?? false,
         about,
-        default: fallback === undefined || typeof fallback === "object" ? defaultText : JSON.stringify(fallback),
+        default: group.defaults?.[dotted] ?? (fallback === undefined || typeof fallback === "object" ? defaultText : JSON.stringify(fallback)),
       });
     }
   };
   walk(group.schema.entries, []);
-  for (const path of unused) fail(path, "is in omit, rename or commas, but the schema has no such key");
+  for (const flag of flags) {
+    flag.about = inFlags(flag.about, flags);
+    if (flag.default !== undefined) flag.default = inFlags(flag.default, flags);
+  }
+  for (const path of unused) fail(path, "is in omit, rename, defaults or commas, but the schema has no such key");
   return flags;
+}
+
+/** A docstring's `key` as the flag of that key. */
+function inFlags(text: string, flags: readonly Flag[]): string {
+  return text.replace(/`(\w+)`/g, (quoted, key: string) => {
+    const flag = flags.find(({ path }) => path.at(-1) === key);
+    return flag ? `--${flag.name}` : quoted;
+  });
 }
 
 /** What stands for the value in `--help`. */
@@ -267,7 +281,7 @@ export function parseFlag(flag: Pick<Flag, "name" | "schema" | "forms" | "commas
     }
   }
   const got = texts.map((text) => JSON.stringify(text)).join(" ");
-  const expected = placeholder(flag.forms);
+  const expected = placeholder(flag.forms).replace(/^number$/, "a number");
   throw new OptionsError(`[${where}] --${flag.name}: expected ${expected}, got ${got}${problem === undefined ? "" : ` (${problem})`}`, { flag: flag.name });
 }
 

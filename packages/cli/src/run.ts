@@ -1,10 +1,10 @@
 /** Parses the command line, runs a command and turns its end into an exit code. */
-import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { type CommandEntry, commandList, exitCodes } from "./command-list.js";
 import type { CommandDefinition, FlagGroups } from "./define-command.js";
 import type { Flag } from "./flags.js";
 import { Terminal } from "./terminal.js";
+import { ownVersion } from "./version.js";
 
 /** What the process of one run shares: who stopped it, and why. */
 interface Run {
@@ -15,11 +15,6 @@ interface Run {
   /** Nobody reads the output any more. */
   closed: boolean;
   flags: readonly Flag[];
-}
-
-function version(): string {
-  const manifest = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string };
-  return manifest.version;
 }
 
 /**
@@ -79,7 +74,7 @@ async function parse(argv: readonly string[], run: Run): Promise<number> {
   const program = new Command("llm");
   program
     .description("Fine-tune, distil, quantize, serve and evaluate language models.")
-    .version(version(), "-V, --version", "print the version")
+    .version(ownVersion(), "-V, --version", "print the version")
     .helpOption("-h, --help", "show this help")
     .helpCommand("help [command]", "show the help of a command")
     .exitOverride()

@@ -7,7 +7,7 @@ import { adapterParameters, applyLora, loadLora, saveLora } from "@llm/lora";
 import { type CausalLM, pullDataset } from "@llm/models";
 import { train, type TrainOptions } from "@llm/parallel";
 import type { TrainConfig } from "./define-config.js";
-import { prepareTeacher } from "./distill-settings.js";
+import { makeStudent, openTeacher } from "./distill-settings.js";
 import { openModel } from "./open-model.js";
 import { formatDuration, type Terminal } from "./terminal.js";
 
@@ -93,13 +93,16 @@ export interface TrainingRun {
  */
 export async function runTraining({ config, preview: samples, where, signal, terminal }: TrainingRun): Promise<void> {
   const { model: name, output, lora, adapter } = config;
-  const missing = (["model", "data", ...(samples === undefined ? (["output"] as const) : [])] as const).filter((key) => config[key] === undefined);
+  const needed: ("model" | "data" | "output")[] = [...(config.distill ? [] : (["model"] as const)), "data", ...(samples === undefined ? (["output"] as const) : [])];
+  const missing = needed.filter((key) => config[key] === undefined);
   if (missing.length > 0) throw new OptionsError(`[${where}] expected ${missing.map((key) => `--${key}`).join(", ")} (or ${missing.join(", ")} in a config file)`);
   if (lora !== undefined && lora !== false && adapter !== undefined) throw new OptionsError(`[${where}] expected lora (a new adapter) or adapter (one to go on with), got both`);
 
-  terminal.note(`loading ${name!}`);
+  terminal.note(`loading ${[config.distill?.teacher, name].filter((part) => part !== undefined).join(" and ")}`);
+  if (config.distill && config.train?.objective) throw new OptionsError(`[${where}] expected distill or train.objective, got both`);
+  const teaching = config.distill && (await openTeacher(config.distill));
   const precision = config.train?.precision;
-  const base = await openModel(name!, { ...(precision === undefined ? {} : { dtype: precision }), ...config.load });
+  const base = name === undefined ? makeStudent(config.distill!, teaching!.teacher, where) : await openModel(name, { ...(precision === undefined ? {} : { dtype: precision }), ...config.load });
   const prepared = await prepareData(config, base, where, signal);
   signal.throwIfAborted();
   if (samples !== undefined) {
@@ -109,8 +112,7 @@ export async function runTraining({ config, preview: samples, where, signal, ter
   const isAdapter = adapter !== undefined || (lora !== undefined && lora !== false);
   const model = adapter !== undefined ? await loadLora(base, adapter, { trainable: true }) : isAdapter ? applyLora(base, lora === true ? {} : (lora as object)) : base;
   const options = trainOptions(config, output!, model, prepared, where, signal);
-  const teacher = config.distill === undefined ? undefined : await prepareTeacher(config.distill, model, config.train);
-  if (teacher) Object.assign(options, teacher.options);
+  if (teaching) options.objective = teaching.objective;
 
   const report = prepared.data.report();
   const trained = isAdapter ? adapterParameters(model).reduce((n, { tensor }) => n + tensor.size, 0) : model.decoder.trainable().reduce((n, { tensor }) => n + tensor.size, 0);
@@ -125,8 +127,6 @@ export async function runTraining({ config, preview: samples, where, signal, ter
   } catch (error) {
     if (signal.aborted && options.checkpoint) terminal.warn(`stopped; the checkpoints are in ${options.checkpoint.folder}, go on with --resume`);
     throw error;
-  } finally {
-    teacher?.dispose();
   }
   if (isAdapter) await saveLora(model, output!);
   else await model.save(output!, config.save ?? {});

@@ -6,7 +6,7 @@ import { LlmError, ShapeError } from "./errors.js";
 import * as raw from "./gen/ops.js";
 import { disownNode, ownNode, ownTensor, scope } from "./memory.js";
 import { empty, Tensor } from "./tensor.js";
-import { dtypes } from "./dtype.js";
+import { type DType, dtypes } from "./dtype.js";
 
 let enabled = true;
 /** Inside the first pass of checkpoint(): recording is off, but the pass will run again with it on. */
@@ -51,7 +51,7 @@ export function trainingForward(): boolean {
 export const needsGrad = (t: Tensor | null | undefined): boolean => !!t && (t.requiresGrad || t.node !== undefined);
 
 /** Where the gradient of one input goes: a leaf, or an output of another node. */
-type Edge = { leaf: Tensor } | { node: Node; output: number } | undefined;
+type Edge = { leaf: Tensor } | { node: Node; output: number; dtype: DType } | undefined;
 
 /** What a backward function may ask about the inputs of its op. */
 export interface BackwardContext {
@@ -72,12 +72,15 @@ export class Node {
   readonly id = nextId++;
   readonly name: string;
   readonly edges: Edge[];
+  /** How many tensors the op made. */
+  readonly outputs: number;
   saved: Tensor[];
   backward: Backward | undefined;
 
-  constructor(name: string, edges: Edge[], saved: Tensor[], backward: Backward) {
+  constructor(name: string, edges: Edge[], outputs: number, saved: Tensor[], backward: Backward) {
     this.name = name;
     this.edges = edges;
+    this.outputs = outputs;
     this.saved = saved;
     this.backward = backward;
     ownNode(this);
@@ -100,7 +103,7 @@ export function record(name: string, outputs: Tensor[], inputs: readonly (Tensor
   if (!enabled || !(always || inputs.some(needsGrad))) return;
   const edges = inputs.map((t): Edge => {
     if (!t) return undefined;
-    if (t.node) return { node: t.node, output: t.nodeOutput };
+    if (t.node) return { node: t.node, output: t.nodeOutput, dtype: t.dtype };
     return t.requiresGrad ? { leaf: t } : undefined;
   });
   const held = saved.map((t) => {
@@ -108,7 +111,7 @@ export function record(name: string, outputs: Tensor[], inputs: readonly (Tensor
     alias.freeWhenCollected();
     return alias;
   });
-  const node = new Node(name, edges, held, backward);
+  const node = new Node(name, edges, outputs.length, held, backward);
   outputs.forEach((t, i) => {
     t.node = node;
     t.nodeOutput = i;
@@ -142,7 +145,7 @@ export function backward(roots: Tensor | Tensor[], grads?: Tensor[]): void {
   const give = (node: Node, output: number, grad: Tensor): void => {
     const slots = pending.get(node);
     if (!slots) {
-      const fresh: (Tensor | null)[] = [];
+      const fresh = new Array<Tensor | null>(node.outputs).fill(null);
       fresh[output] = grad;
       pending.set(node, fresh);
     } else if (slots[output]) {
@@ -189,7 +192,9 @@ function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node:
   const incoming = pending.get(node)!;
   const run = node.backward;
   if (!run) throw new LlmError("INTERNAL", `[backward] the graph behind ${node.name} was freed; call backward() once per forward`);
-  for (let o = 0; o < incoming.length; o++) incoming[o] ??= null;
+  // A gradient has the dtype of the tensor that it belongs to, unless that is a leaf.
+  const pass = (edge: { node: Node; output: number; dtype: DType }, grad: Tensor): void =>
+    give(edge.node, edge.output, (grad.dtype === edge.dtype ? grad : raw.cast(grad, dtypes.indexOf(edge.dtype))).alias());
   scope(() => {
     const context: BackwardContext = {
       needs: (i) => node.edges[i] !== undefined,
@@ -197,10 +202,10 @@ function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node:
         const edge = node.edges[i];
         if (!edge) return;
         if ("leaf" in edge) return add(leafGrad(edge.leaf, shape));
-        const grad = empty(shape, "f32", "gradients").keep();
+        const grad = empty(shape, "f32", "gradients");
         raw.fill(grad, 0);
         add(grad);
-        give(edge.node, edge.output, grad);
+        pass(edge, grad);
       },
     };
     const out = run(incoming, node.saved, context);
@@ -209,7 +214,7 @@ function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node:
     node.edges.forEach((edge, i) => {
       const grad = out[i];
       if (!edge || !grad) return;
-      if (!("leaf" in edge)) give(edge.node, edge.output, grad.alias());
+      if (!("leaf" in edge)) pass(edge, grad);
       else if (edge.leaf.grad) raw.axpy(edge.leaf.grad, grad, 1);
       else if (alone(grad) && !grad.sharesMemory) edge.leaf.grad = grad.keep();
       // A gradient that the forward pass computed and saved is the node's alone, and the node is done.

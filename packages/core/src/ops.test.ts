@@ -1,4 +1,4 @@
-import { type CaseResult, opCases, opChecks, references, runCase, runCheck } from "@llm/testing";
+import { type CaseResult, largestError, type Numbers, numbers, opCases, opChecks, references, runCase, runCheck } from "@llm/testing";
 import { describe, expect, it } from "vitest";
 import { native } from "./index.js";
 
@@ -33,9 +33,21 @@ describe("the list of op cases", () => {
     for (const c of opCases) expect(c.tolerance.reason.length).toBeGreaterThan(20);
   });
 
-  it("finds a wrong result, a wrong shape and a write outside of a strided view", () => {
-    const add = opCases.find((c) => c.op === "add")!;
-    expect(runCase({ ...add, op: "sub" }).ok).toBe(true);
-    expect(runCase({ ...add, tolerance: { ...add.tolerance, f32: -1 } }).ok).toBe(false);
+  it("measures errors relative to the result, and never forgives a wrong infinity or NaN", () => {
+    const f32 = (...data: number[]): Numbers => numbers("f32", [data.length], data);
+    expect(largestError(f32(1, 2, 3), f32(1, 2, 3)).error).toBe(0);
+    expect(largestError(f32(1.01, -1), f32(1, -1))).toEqual({ error: expect.closeTo(0.005), index: 0 });
+    expect(largestError(f32(NaN), f32(0)).error).toBe(Infinity);
+    expect(largestError(f32(1e30), f32(Infinity)).error).toBe(Infinity);
+    expect(largestError(f32(Infinity), f32(1e30)).error).toBe(Infinity);
+    expect(largestError(f32(NaN, -Infinity), f32(NaN, -Infinity)).error).toBe(0);
+    // Beyond f16: infinity is the right rounding, not an error.
+    expect(largestError(numbers("f16", [1], [Infinity]), numbers("f16", [1], [65520])).error).toBe(0);
+  });
+
+  it("fails a case when anything differs", () => {
+    const scale = opCases.find((c) => c.op === "scale")!;
+    expect(runCase(scale).ok).toBe(true);
+    expect(runCase({ ...scale, tolerance: { ...scale.tolerance, f32: 1e-12 } })).toMatchObject({ ok: false, detail: expect.stringContaining("output 0[") });
   });
 });

@@ -18,6 +18,7 @@ export class Plan {
 
   /** Number of commands. */
   get size(): number {
+    if (this.id === 0) throw new DisposedError("[plan] the Plan was disposed");
     return nativePlan.size(this.id);
   }
 

@@ -1,5 +1,5 @@
 /** The reference decode loop: what served text must equal. B running sequences, V vocabulary. */
-import { native, noGrad, scope, tensor } from "@llm/core";
+import { native, noGrad, OptionsError, scope, type Tensor, tensor } from "@llm/core";
 import { ContiguousCache } from "./attention-cache.js";
 import { createInputs } from "./decoder.js";
 import type { CausalLM } from "./model.js";
@@ -88,10 +88,21 @@ export class Generation {
   }
 }
 
-/** @see LanguageModel.generate */
+/**
+ * @see LanguageModel.generate
+ * @throws {OptionsError} a prompt that leaves no room for a token (`data.reason` = "context_length_exceeded")
+ */
 export async function* generateTokens(model: CausalLM, prompts: Prompt[], options: GenerateOptions): AsyncGenerator<GenerateEvent> {
   const o = parseGenerateOptions(options, "generate");
   const all = prompts.map((p, i) => new Generation(model, i, model.encodePrompt(p), o));
+  for (const { index, promptIds } of all) {
+    if (promptIds.length + Math.min(o.maxTokens, 1) <= model.maxTokens) continue;
+    throw new OptionsError(`[generate] expected at most ${model.maxTokens} tokens of prompt and output, prompt ${index} has ${promptIds.length}`, {
+      reason: "context_length_exceeded",
+      promptTokens: promptIds.length,
+      maxTokens: model.maxTokens,
+    });
+  }
   for (const g of all) if (g.finished) yield g.finish();
   let running = all.filter((g) => !g.finished);
   if (running.length === 0) return;
@@ -129,7 +140,7 @@ export async function* generateTokens(model: CausalLM, prompts: Prompt[], option
         }),
       );
       const ids = (await step.ids.data()) as Int32Array;
-      const logprob = step.logprob.dataSync();
+      const logprob = step.logprob?.dataSync();
       const topValues = step.topValues?.dataSync();
       const topIds = step.topIds?.dataSync();
       for (const t of Object.values(step)) t?.dispose();
@@ -140,7 +151,7 @@ export async function* generateTokens(model: CausalLM, prompts: Prompt[], option
         const info: TokenLogprob | undefined =
           o.logprobs === undefined
             ? undefined
-            : { id, logprob: Number(logprob[i]), top: Array.from({ length: k }, (_, j) => ({ id: Number(topIds![i * k + j]), logprob: Number(topValues![i * k + j]) })) };
+            : { id, logprob: Number(logprob![i]), top: Array.from({ length: k }, (_, j) => ({ id: Number(topIds![i * k + j]), logprob: Number(topValues![i * k + j]) })) };
         const event = g.push(id, info);
         if (event) events.push(event);
         if (g.finished) events.push(g.finish());
@@ -153,17 +164,23 @@ export async function* generateTokens(model: CausalLM, prompts: Prompt[], option
   }
 }
 
-/** Penalties, then sampling on the device; parameters by row. Keeps its results past the scope. */
-function sampleStep(logits_BV: ReturnType<typeof tensor>, running: readonly Generation[], o: ResolvedGenerateOptions) {
+/**
+ * Penalties, then sampling on the device; parameters by row. Log-probabilities are the model's own: before penalties and temperature.
+ * Keeps its results past the scope.
+ */
+function sampleStep(logits_BV: Tensor, running: readonly Generation[], o: ResolvedGenerateOptions) {
   const B = running.length;
   const params = tensor(Float32Array.from(running.flatMap(() => samplingParameters(o))), [B, 8]);
-  const top = o.logprobs ? native.topk(native.logSoftmax(logits_BV), o.logprobs) : undefined;
-  if (o.repetitionPenalty !== 1 || o.presencePenalty !== 0 || o.frequencyPenalty !== 0) {
+  const own = o.logprobs === undefined ? undefined : native.logSoftmax(logits_BV);
+  const top = own && o.logprobs ? native.topk(own, o.logprobs) : undefined;
+  const penalised = o.repetitionPenalty !== 1 || o.presencePenalty !== 0 || o.frequencyPenalty !== 0;
+  const forSampling = penalised && own ? native.contiguous(logits_BV) : logits_BV;
+  if (penalised) {
     const longest = Math.max(...running.map((g) => g.length));
     const history = new Int32Array(B * longest);
     running.forEach((g, i) => history.set([...g.promptIds, ...g.outputIds], i * longest));
     native.applyPenalties(
-      logits_BV,
+      forSampling,
       tensor(history, [B, longest]),
       tensor(Int32Array.from(running, (g) => g.length)),
       tensor(Int32Array.from(running, (g) => g.promptIds.length)),
@@ -171,7 +188,8 @@ function sampleStep(logits_BV: ReturnType<typeof tensor>, running: readonly Gene
     );
   }
   const seeds = tensor(Int32Array.from(running.flatMap((g) => seedWords(o.seed + g.index))), [B, 2]);
-  const [ids, logprob] = native.sample(logits_BV, params, seeds, tensor(Int32Array.from(running, (g) => g.outputIds.length)));
+  const [ids] = native.sample(forSampling, params, seeds, tensor(Int32Array.from(running, (g) => g.outputIds.length)));
+  const logprob = own ? native.tokenLogprobs(logits_BV, ids)[0] : undefined;
   return { ids, logprob, topValues: top?.[0], topIds: top?.[1] };
 }
 

@@ -10,6 +10,7 @@ export { type CheckpointOptions, type CheckpointPlan, type DenseInFile, planChec
 export { Generation } from "./generate.js";
 export { GenerateOptionsSchema, parseGenerateOptions, type ResolvedGenerateOptions, samplingParameters, seedWords } from "./generate-options.js";
 export * from "./tokenizer/index.js";
+export { encodeChat } from "./chat-prompt.js";
 export { namedTemplates, renderChatTemplate, type NamedTemplate, type RenderChatTemplateOptions } from "./chat-template.js";
 export { pullDataset, pullModel, resolveModelFolder } from "./hub/pull.js";
 export { PullOptions, type PullProgress } from "./hub/options.js";

@@ -2,11 +2,12 @@
 import { existsSync, readFileSync } from "node:fs";
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type DType, FormatError, IoError, type Linear, noGrad, parseOptions, scope, type Tensor, UnsupportedError, writeSafetensors } from "@llm/core";
+import { type DType, FormatError, IoError, type Linear, noGrad, NumericError, parseOptions, scope, type Tensor, UnsupportedError, writeSafetensors } from "@llm/core";
 import * as v from "valibot";
 import { findModelDefinition } from "./arch/index.js";
 import type { DecoderSpec, ModelDefinition } from "./arch/spec.js";
 import { type AwqConfig, parseAwqConfig } from "./awq-format.js";
+import { encodeChat } from "./chat-prompt.js";
 import { type DenseInFile, planCheckpoint } from "./checkpoint.js";
 import { createInputs, type Decoder, type DecoderInputs } from "./decoder.js";
 import { generateTokens } from "./generate.js";
@@ -137,9 +138,16 @@ export class CausalLM implements LanguageModel {
     return scoreContinuations(this, prefix, continuations, options);
   }
 
-  /** Ids of a prompt: text as is with the model's begin token, conversations through the chat template. */
+  /**
+   * Ids of a prompt: text as is with the model's begin token, conversations through the chat template.
+   * @throws {NumericError} an id that the embedding has no row for
+   */
   encodePrompt(prompt: Prompt): TokenIds {
-    return encodePrompt(this.tokenizer, prompt);
+    const ids = encodePrompt(this.tokenizer, prompt);
+    const { vocabSize } = this.spec;
+    const outside = ids.findIndex((id) => id < 0 || id >= vocabSize);
+    if (outside >= 0) throw new NumericError(`[generate] prompt token ${outside} must be in [0, ${vocabSize}), got ${ids[outside]}`, { index: outside, id: ids[outside] });
+    return ids;
   }
 
   /**
@@ -178,19 +186,15 @@ export function sequenceInputs(ids: TokenIds): DecoderInputs {
   return createInputs(ids, Int32Array.from(ids, (_, i) => i), Int32Array.of(0, ids.length));
 }
 
-/** Ids of a prompt: ids as they are, text with the begin token, conversations through the chat template. @throws {FormatError} an empty prompt */
+/**
+ * Ids of a prompt: ids as they are, text with the begin token, conversations through the chat template with a generation prompt.
+ * @throws {FormatError} an empty prompt  @throws {UnsupportedError} a conversation, and no template
+ */
 export function encodePrompt(tokenizer: Tokenizer, prompt: Prompt): TokenIds {
   let ids: TokenIds;
   if (prompt instanceof Int32Array) ids = prompt;
   else if (typeof prompt === "string") ids = tokenizer.encode(prompt);
-  else {
-    const text = tokenizer.applyChatTemplate(prompt.messages, {
-      addGenerationPrompt: true,
-      ...(prompt.tools ? { tools: prompt.tools } : {}),
-      ...(prompt.template ? { template: prompt.template } : {}),
-    });
-    ids = tokenizer.encode(text, { addSpecialTokens: false });
-  }
+  else ids = encodeChat(tokenizer, prompt.messages, { ...(prompt.tools ? { tools: prompt.tools } : {}), ...(prompt.template ? { template: prompt.template } : {}) });
   if (ids.length === 0) throw new FormatError("[generate] the prompt is empty: it needs at least one token");
   return ids;
 }

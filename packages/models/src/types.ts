@@ -119,7 +119,7 @@ export interface GenerateOptions {
   signal?: AbortSignal;
 }
 
-/** A chosen token's natural log-probability and the likeliest alternatives. */
+/** A chosen token's natural log-probability and the likeliest alternatives: the model's own, before temperature and penalties. */
 export interface TokenLogprob {
   id: number;
   logprob: number;

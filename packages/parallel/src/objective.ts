@@ -9,6 +9,7 @@ export interface TrainableModel {
   hidden(batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">, options?: { checkpointing?: boolean }): Tensor;
 }
 
+/** What the trainer tells an objective about the step. */
 export interface ObjectiveContext {
   /** Optimizer steps done before this one. */
   step: number;
@@ -20,6 +21,7 @@ export interface ObjectiveContext {
   training: boolean;
 }
 
+/** Loss of a micro-batch, as sums. */
 export interface ObjectiveResult {
   /** Σ weight · loss over the batch's tokens; f32 [1], differentiable. */
   lossSum: Tensor;

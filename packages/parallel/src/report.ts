@@ -6,6 +6,7 @@ export interface TrainSample {
   text: string;
 }
 
+/** Loss on data that is not trained on. */
 export interface EvaluationReport {
   /** Mean loss over the weights. */
   loss: number;
@@ -49,6 +50,7 @@ export interface StepReport {
   checkpoint?: string;
 }
 
+/** The end of a run. */
 export interface TrainResult {
   /** Steps done, those before a resumption included. */
   steps: number;

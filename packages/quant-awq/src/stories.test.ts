@@ -107,5 +107,5 @@ describe.skipIf(!present)("stories260K in 4 bits", () => {
       expect(nll).toBeLessThan(-2 * standardError);
     }
     model.dispose();
-  }, 120_000);
+  }, 240_000);
 });

@@ -1,3 +1,4 @@
+import { getEventListeners } from "node:events";
 import { memory } from "@llm/core";
 import { type CausalLM, createModel, type GenerateOptions, trainBpe } from "@llm/models";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -115,5 +116,85 @@ describe("engine", () => {
     const before = memory().liveTensors;
     await run();
     expect(memory().liveTensors).toBe(before);
+  });
+});
+
+describe("engine over other models and caches", () => {
+  const small = { hidden_size: 48, intermediate_size: 80, num_hidden_layers: 2, num_attention_heads: 6, num_key_value_heads: 2, max_position_embeddings: 128, vocab_size: 320 };
+  const long = "the quick brown fox jumps over the lazy dog again and again and again";
+
+  async function both(of: CausalLM, engineOptions: EngineOptions, options: GenerateOptions): Promise<[number[][], number[][]]> {
+    const [alone, together]: [number[][], number[][]] = [[], []];
+    for (const [i, prompt] of [long, ...prompts].entries()) {
+      for await (const e of of.generate([prompt], { ...options, seed: i })) if (e.type === "finish") alone.push(e.tokenIds);
+    }
+    const engine = await createEngine(of, engineOptions);
+    for await (const e of engine.generate([long, ...prompts], options)) if (e.type === "finish") together[e.index] = e.tokenIds;
+    await engine.dispose();
+    return [alone, together];
+  }
+
+  it.each([
+    ["mistral with a window shorter than the prompt", { model_type: "mistral", sliding_window: 8 }, "f32"],
+    ["qwen2 with a window in its upper layer", { model_type: "qwen2", use_sliding_window: true, sliding_window: 6, max_window_layers: 1 }, "f32"],
+    ["qwen3", { model_type: "qwen3", head_dim: 16 }, "f32"],
+    ["llama in bf16", { model_type: "llama", tie_word_embeddings: false }, "bf16"],
+    ["llama in f16", { model_type: "llama" }, "f16"],
+  ] as const)("gives the reference loop's tokens: %s", async (_, config, dtype) => {
+    const other = createModel({ ...small, ...config }, model.tokenizer, { seed: 5, initStd: 0.3, dtype });
+    const [alone, together] = await both(other, { maxBatchSize: 4, maxBatchTokens: 24, kvCache: { blockSize: 4 } }, { maxTokens: 16, ignoreEos: true });
+    expect(together).toEqual(alone);
+    other.dispose();
+  });
+
+  it("a window changes what is generated, so that one which is ignored would be seen", async () => {
+    const made = [8, null].map((sliding_window) => createModel({ ...small, model_type: "mistral", sliding_window }, model.tokenizer, { seed: 5, initStd: 0.3 }));
+    const [near, all] = await Promise.all(made.map(async (m) => (await both(m, {}, { maxTokens: 16, ignoreEos: true }))[1]));
+    expect(near).not.toEqual(all);
+    for (const m of made) m.dispose();
+  });
+
+  it("int8 blocks of a known prefix give what computing them again gives, with and without Plans", async () => {
+    const run = async (options: EngineOptions): Promise<{ ids: number[]; cached: number | undefined }[]> => {
+      const engine = await createEngine(model, options);
+      const all: { ids: number[]; cached: number | undefined }[] = [];
+      for (let i = 0; i < 2; i++) {
+        for await (const e of engine.stream({ prompt: long, maxTokens: 24, ignoreEos: true })) if (e.type === "finish") all.push({ ids: e.tokenIds, cached: e.usage.cachedTokens });
+      }
+      await engine.dispose();
+      return all;
+    };
+    const [first, second] = await run({ kvCache: { dtype: "int8", blockSize: 4 } });
+    expect(second!.cached).toBeGreaterThan(0);
+    expect(second!.ids).toEqual(first!.ids);
+    for (const options of [{ plans: false }, { plans: true }]) {
+      const [plain] = await run({ ...options, kvCache: { dtype: "int8", blockSize: 4, prefixCaching: false } });
+      expect(plain!.ids).toEqual(first!.ids);
+    }
+  });
+
+  it("fails requests that it cannot take at the call and goes on: a full queue, a prompt without room, an id outside the model, a misspelt option", async () => {
+    const engine = await createEngine(model, { maxBatchSize: 1, maxQueue: 1, maxTokens: 40 });
+    const drain = async (events: AsyncIterable<unknown>): Promise<void> => {
+      for await (const _ of events);
+    };
+    const first = drain(engine.stream({ prompt: "a", maxTokens: 8, ignoreEos: true }));
+    expect(() => engine.stream({ prompt: "b", maxTokens: 8 })).toThrow(expect.objectContaining({ code: "QUEUE_FULL" }));
+    await first;
+    expect(() => engine.stream({ prompt: new Int32Array(40).fill(65), maxTokens: 1 })).toThrow(expect.objectContaining({ code: "OPTIONS", data: expect.objectContaining({ reason: "context_length_exceeded" }) }));
+    expect(() => engine.stream({ prompt: Int32Array.of(320) })).toThrow(expect.objectContaining({ code: "NUMERIC" }));
+    expect(() => engine.stream({ prompt: "a", maxToken: 1 } as never)).toThrow(/maxToken/);
+    await drain(engine.stream({ prompt: "a", maxTokens: 2, ignoreEos: true }));
+    expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvBlocksUsed: 0 });
+    await engine.dispose();
+    expect(() => engine.stream({ prompt: "a" })).toThrow(expect.objectContaining({ code: "DISPOSED" }));
+  });
+
+  it("takes its listener off a signal that outlives the request", async () => {
+    const engine = await createEngine(model);
+    const { signal } = new AbortController();
+    for (let i = 0; i < 3; i++) for await (const _ of engine.stream({ prompt: "a", maxTokens: 2, signal }));
+    expect(getEventListeners(signal, "abort")).toHaveLength(0);
+    await engine.dispose();
   });
 });

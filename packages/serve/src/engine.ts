@@ -1,6 +1,6 @@
 /** The engine: many requests over one model, continuous batching on a paged cache. */
 import { freemem } from "node:os";
-import { DisposedError, FormatError, LlmError, parseOptions } from "@llm/core";
+import { DisposedError, LlmError, parseOptions, UnsupportedError } from "@llm/core";
 import { kvDtypes, PagedCache, planKvBudget } from "@llm/kvcache";
 import { type CausalLM, Generation, type GenerateEvent, type GenerateOptions, parseGenerateOptions, type Prompt, type Score, type TokenIds, type TokenLogprob, type Tokenizer } from "@llm/models";
 import * as v from "valibot";
@@ -50,6 +50,8 @@ interface Request extends RunnerRequest {
   promptLogprobsSeen: (TokenLogprob | null)[];
   /** Continuations that have not finished. */
   open: number;
+  /** Listens to the caller's signal while the request lives. */
+  readonly onAbort: () => void;
 }
 
 /**
@@ -60,7 +62,7 @@ export async function createEngine(model: CausalLM, options: EngineOptions = {})
   return new LocalEngine(model, options);
 }
 
-/** @see Engine */
+/** The engine over a model in this process; made by {@link createEngine}. @see Engine */
 export class LocalEngine implements Engine {
   readonly tokenizer: Tokenizer;
   readonly maxTokens: number;
@@ -152,8 +154,6 @@ export class LocalEngine implements Engine {
     this.checkAlive();
     const sampling = parseGenerateOptions(options, "engine");
     const promptIds = this.model.encodePrompt(prompt);
-    const outside = promptIds.findIndex((id) => id < 0 || id >= this.model.spec.vocabSize);
-    if (outside >= 0) throw new FormatError(`[engine] prompt token ${outside} is ${promptIds[outside]}, expected an id in [0, ${this.model.spec.vocabSize})`);
     const stopTokenIds = new Set([...(sampling.ignoreEos ? [] : this.model.eosTokenIds), ...sampling.stopTokenIds]);
     const limits = { tokenizer: this.tokenizer, eosTokenIds: this.model.eosTokenIds, maxTokens: this.maxTokens };
     const request: Request = {
@@ -171,6 +171,7 @@ export class LocalEngine implements Engine {
       sequences: [],
       promptLogprobsSeen: [null],
       open: n,
+      onAbort: () => this.abort(request),
     };
     if (sampling.signal?.aborted) {
       for (const g of request.generations) queue.push(g.finish());
@@ -179,8 +180,8 @@ export class LocalEngine implements Engine {
     }
     request.sequences = this.scheduler.add(request);
     this.requests.add(request);
-    sampling.signal?.addEventListener("abort", () => this.abort(request), { once: true });
-    this.loop ??= this.run().finally(() => (this.loop = undefined));
+    sampling.signal?.addEventListener("abort", request.onAbort, { once: true });
+    this.loop ??= this.run();
   }
 
   private abortQueue(queue: EventQueue<EngineEvent>): void {
@@ -200,8 +201,13 @@ export class LocalEngine implements Engine {
     if (event.type === "finish" && sequence.cachedTokens > 0 && sequence.index === 0) event.usage.cachedTokens = sequence.cachedTokens;
     request.queue.push(event);
     if (--request.open > 0) return;
-    this.requests.delete(request);
+    this.forget(request);
     request.queue.closeOne();
+  }
+
+  private forget(request: Request): void {
+    this.requests.delete(request);
+    request.sampling.signal?.removeEventListener("abort", request.onAbort);
   }
 
   /** Steps until there is nothing to do. Every exit but idleness fails all requests. */
@@ -211,7 +217,7 @@ export class LocalEngine implements Engine {
     try {
       while (this.scheduler.hasWork) {
         const plan = this.scheduler.schedule();
-        if (!plan) break;
+        if (!plan) throw new LlmError("INTERNAL", "[engine] sequences wait and none of them can run");
         let output: StepOutput;
         try {
           output = await this.runner.run(plan);
@@ -225,8 +231,12 @@ export class LocalEngine implements Engine {
     } catch (error) {
       this.death = error as Error;
       const failure = new LlmError("ENGINE_DEAD", `[engine] the engine failed: ${this.death.message}`, {}, error);
-      for (const r of this.requests) r.queue.fail(failure);
-      this.requests.clear();
+      for (const r of this.requests) {
+        this.forget(r);
+        r.queue.fail(failure);
+      }
+    } finally {
+      this.loop = undefined;
     }
   }
 
@@ -235,7 +245,7 @@ export class LocalEngine implements Engine {
     this.scheduler.rollback();
     for (const request of new Set(plan.entries.map((e) => e.sequence.request))) {
       this.scheduler.abort(request.id);
-      this.requests.delete(request);
+      this.forget(request);
       request.queue.fail(error);
     }
   }

@@ -20,7 +20,9 @@ export interface ScheduleRequest {
   readonly promptLogits?: boolean;
 }
 
+/** Where a sequence is: in the queue, being computed, or done. */
 export type SequenceState = "waiting" | "running" | "finished";
+/** Why a sequence ended: a stop token or text, its token limit, or an abort. */
 export type FinishReason = "stop" | "length" | "abort";
 
 /** One growing sequence of a request. Fields are the scheduler's to write and everybody's to read. */

@@ -6,6 +6,7 @@ import { type DoctorReport, LlmError, memory, nativeDoctor } from "@llm/core";
 import * as v from "valibot";
 import { defineCommand } from "../define-command.js";
 import { formatBytes } from "../terminal.js";
+import { ownVersion } from "../version.js";
 
 export const DoctorFlags = v.strictObject({
   /** Print one JSON object. @default false */
@@ -21,16 +22,16 @@ interface CacheReport {
   bytes: number;
 }
 
-const packageNames = ["core", "models", "data", "parallel", "lora", "distill", "quant-awq", "kvcache", "serve", "eval", "cli"];
+const packageNames = ["core", "models", "data", "parallel", "lora", "distill", "quant-awq", "kvcache", "serve", "eval"];
 
 /** Versions of the packages that this command uses. */
 function versions(): Record<string, string> {
   const require = createRequire(import.meta.url);
-  const found: Record<string, string> = {};
+  const found: Record<string, string> = { "@llm/cli": ownVersion() };
   for (const name of [...packageNames.map((short) => `@llm/${short}`), `@llm/native-${process.platform}-${process.arch}`, "onnxruntime-node"]) {
     try {
-      const own = name === "@llm/cli" ? new URL("../package.json", import.meta.url) : require.resolve(`${name}/package.json`);
-      found[name] = (JSON.parse(readFileSync(own, "utf8")) as { version: string }).version;
+      const manifest = JSON.parse(readFileSync(require.resolve(`${name}/package.json`), "utf8")) as { version: string };
+      found[name] = manifest.version;
     } catch {
       found[name] = "not installed";
     }

@@ -100,7 +100,8 @@ function printComparison(results: ev.Results, baseline: string, terminal: Termin
     for (const row of ev.compare(results, name, baseline)) {
       const spread = row.standardError === undefined ? "" : ` ± ${ev.formatNumber(row.standardError)}`;
       const text = `${name} − ${baseline}, ${row.task} ${row.metric}: ${row.difference >= 0 ? "+" : ""}${ev.formatNumber(row.difference)}${spread} (n ${row.n}${row.p === undefined ? "" : `, p ${row.p.toPrecision(2)}`})`;
-      terminal.result(text, { type: "comparison", model: name, baseline, ...row });
+      const { a: value, b: baselineValue, ...rest } = row;
+      terminal.result(text, { type: "comparison", model: name, baseline, value, baselineValue, ...rest });
     }
   }
 }

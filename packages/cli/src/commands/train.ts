@@ -9,6 +9,8 @@ import type { TrainConfig } from "../define-config.js";
 import { loadConfig } from "../load-config.js";
 import { mergeSettings, runTraining } from "../training.js";
 
+type TrainSettings = Partial<v.InferInput<typeof TrainOptions>>;
+
 const text = v.pipe(v.string(), v.nonEmpty());
 
 export const TrainFlags = v.strictObject({
@@ -26,6 +28,8 @@ export const TrainFlags = v.strictObject({
   evaluationData: v.optional(v.array(text)),
   /** Share of the training data's rows kept for evaluation instead. In (0, 1). */
   evaluationFraction: v.optional(v.pipe(v.number(), v.gtValue(0), v.ltValue(1))),
+  /** Question that is answered every --sample-every steps, by the chat template. Give it once per question. */
+  sampleQuestions: v.optional(v.array(text)),
   /** Show what would be learned of this many samples, and end. */
   preview: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))),
 });
@@ -46,6 +50,7 @@ export const trainingGroups = {
       signal: "Ctrl-C",
     },
     rename: { "checkpoint.resume": "resume" },
+    defaults: { progress: '"auto"', "checkpoint.folder": "checkpoints in the output folder", "curve.svg": "loss.svg in the output folder", "curve.jsonl": "loss.jsonl in the output folder", "evaluation.batchTokens": "as many as --max-tokens" },
   },
   dataset: {
     title: "Data",
@@ -62,13 +67,19 @@ export const trainingGroups = {
 export const loraGroup = { title: "LoRA", schema: LoraOptions, docs: "lora.LoraOptions", prefix: "lora", commas: ["targets"] } as const satisfies FlagGroups[string];
 
 /** What the flags make of the file's `lora`: options are merged, `--lora` keeps the file's, `--no-lora` drops them. */
-function loraSetting(file: TrainConfig["lora"], on: boolean | undefined, flags: LoraOptions): TrainConfig["lora"] {
+export function loraSetting(file: TrainConfig["lora"], on: boolean | undefined, flags: LoraOptions): TrainConfig["lora"] {
   const given = Object.keys(flags).length > 0;
-  if (given && on === false) throw new OptionsError("[llm train] expected --no-lora or --lora-… flags, got both");
+  if (given && on === false) throw new OptionsError("[llm] expected --no-lora or --lora-… flags, got both");
   const written = typeof file === "object" ? file : {};
   if (given) return { ...written, ...flags };
   if (on === undefined) return file;
   return on && typeof file === "object" ? file : on;
+}
+
+/** Adds questions to what is sampled while training. */
+export function samplePrompts(options: TrainSettings, questions: readonly string[] = []): TrainSettings {
+  const prompts = [...(options.sample?.prompts ?? []), ...questions.map((content) => ({ messages: [{ role: "user", content }] }))];
+  return prompts.length === 0 ? options : { ...options, sample: { ...options.sample, prompts } as TrainSettings["sample"] };
 }
 
 export const train = defineCommand({
@@ -84,8 +95,8 @@ export const train = defineCommand({
   ],
   async run({ args, values: { own, lora, train: options, dataset, load, save }, signal, terminal }) {
     const config = args[0] === undefined ? {} : await loadConfig(args[0]);
-    const { preview, lora: on, ...settings } = own;
-    const merged = mergeSettings<TrainConfig>(config, { ...settings, train: options, dataset, load, save } as TrainConfig);
+    const { preview, lora: on, sampleQuestions, ...settings } = own;
+    const merged = mergeSettings<TrainConfig>(config, { ...settings, train: samplePrompts(options, sampleQuestions), dataset, load, save } as TrainConfig);
     const chosen = loraSetting(config.lora, on, lora);
     await runTraining({ config: { ...merged, ...(chosen === undefined ? {} : { lora: chosen }) }, preview, where: "llm train", signal, terminal });
   },

@@ -13,6 +13,17 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "raw": ["Continue plain text instead of answering.","false"],
     "models": ["Print the names of the served models and end.","false"],
   },
+  "cli.DistillFlags": {
+    "data": ["Training data: a file (json, jsonl, csv, txt; also .gz), or organisation/name:file on the hub. Give it once per file."],
+    "output": ["Folder that the student is written to, with the loss curve."],
+    "alphaTo": ["Value that --alpha moves to over the run."],
+    "alphaSchedule": ["How --alpha gets to --alpha-to.","\"linear\""],
+    "alphaSteps": ["Steps after which --alpha has become --alpha-to.","those of the run"],
+    "lora": ["Train a LoRA adapter of the student instead of all its weights."],
+    "evaluationData": ["Data to measure the loss on that is not trained on. Give it once per file."],
+    "evaluationFraction": ["Share of the training data's rows kept for evaluation instead. In (0, 1)."],
+    "sampleQuestions": ["Question that is answered every --sample-every steps, by the chat template. Give it once per question."],
+  },
   "cli.DoctorFlags": {
     "json": ["Print one JSON object.","false"],
   },
@@ -53,6 +64,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "adapter": ["PEFT folder of an adapter to go on training."],
     "evaluationData": ["Data to measure the loss on that is not trained on. Give it once per file."],
     "evaluationFraction": ["Share of the training data's rows kept for evaluation instead. In (0, 1)."],
+    "sampleQuestions": ["Question that is answered every --sample-every steps, by the chat template. Give it once per question."],
     "preview": ["Show what would be learned of this many samples, and end."],
   },
   "data.loadDatasetSchema": {
@@ -74,6 +86,27 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "seed": ["Decides packing among equals, mixing, and the order of batches.","0"],
     "shuffle": ["Visit samples in a new order every epoch.","true"],
   },
+  "distill.CreateStudentOptions": {
+    "layers": ["Number of blocks. Default the teacher's; so for all sizes."],
+    "hiddenSize": ["Hidden size."],
+    "intermediateSize": ["Inner width of the MLP, of gate and up each."],
+    "heads": ["Heads."],
+    "kvHeads": ["Key/value heads; divides `heads`."],
+    "headDim": ["Head dim."],
+    "config": ["Further keys of config.json, in its own names."],
+    "init": ["\"random\": normal weights by `seed`. \"layers\": a copy of the teacher's evenly spaced blocks, the first and the last among them, and of its embedding, norm and head; all widths must be the teacher's.","\"random\""],
+    "seed": ["Same seed and sizes: same weights.","0"],
+    "dtype": ["Dtype.","the teacher's, \"f32\" when that is f16"],
+  },
+  "distill.DistillOptions": {
+    "teacher": ["The model to learn from; only read."],
+    "temperature": ["T > 0: softens both distributions, softmax(z / T); the KL term is multiplied by T², so that gradients keep their size.","2"],
+    "alpha": ["Weight of the KL term in [0, 1], the cross-entropy's is 1 − alpha; a number, or a schedule over the steps.","0.5"],
+    "kind": ["\"forward\" KL(teacher ‖ student) covers all the teacher deems possible; \"reverse\" KL(student ‖ teacher) settles on a part.","\"forward\""],
+    "hardLabels": ["Labels of the cross-entropy: the data's next tokens, or the teacher's likeliest ones at the same positions.","\"data\""],
+    "reduction": ["What the summed loss of an optimizer step is divided by. \"token\": by the weight of all learned tokens, the mean over tokens; long documents count more than short ones in proportion to their tokens. \"batch\": by the number of documents with a learned token, as torch's `batchmean`: the mean over documents of the document's summed loss. Documents are those of `cuSeqlens_B1`; positions without a label are in neither sum.","\"token\""],
+    "chunk": ["Rows of logits held at a time, of each model. Default about 64 MiB."],
+  },
   "eval.evaluateOptionsSchema": {
     "models": ["Models by the name that the report shows."],
     "tasks": ["Tasks; their names are the report's columns and must differ."],
@@ -86,6 +119,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "retries": ["Ask an item again this often when the connection fails.","2"],
     "onError": ["What a failing item does: \"record\" ends its cell, whose row then carries the reason, and goes on with the next; \"throw\" ends the run.","\"record\""],
     "signal": ["Ends the run; answers already given stay in `workDir`."],
+    "onProgress": ["On progress."],
   },
   "eval.gsm8kOptionsSchema": {
     "path": ["Folder with test.jsonl (and train.jsonl, for examples), or the test file itself."],
@@ -182,6 +216,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "ignoreEos": ["Do not stop at the model's end tokens.","false"],
     "seed": ["Same seed, same prompt, same options: same tokens.","0"],
     "logprobs": ["Report the log-probability of each token and of this many alternatives. Absent = none."],
+    "signal": ["Signal."],
   },
   "models.LoadModelOptions": {
     "dtype": ["Cast weights to this; \"auto\" keeps the file's dtype.","\"auto\""],
@@ -212,6 +247,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
   },
   "parallel.TrainOptions": {
     "model": ["A CausalLM, or with an own `objective` and `parameters` anything. Trained in place."],
+    "data": ["Data."],
     "objective": ["Loss of a micro-batch.","next-token cross-entropy"],
     "parameters": ["\"adapters\", \"all\", or a list of named tensors.","the adapters that want gradients, else all weights"],
     "optimizer": ["\"adamw\", \"sgd\", or an optimizer over the same tensors (then lr comes from here, the rest from it).","\"adamw\""],
@@ -249,6 +285,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "checkpoint.onAbort": ["Write one when `signal` aborts.","true"],
     "curve.svg": ["Picture of loss, its moving average and the learning rate."],
     "curve.jsonl": ["One JSON object a line: a step's report."],
+    "evaluation.data": ["Data."],
     "evaluation.every": ["Steps between evaluations; also after the last step.","only after the last step"],
     "evaluation.batchSize": ["Samples a batch, when `data` is a data set. Give this or `batchTokens`."],
     "evaluation.batchTokens": ["Most tokens a batch, when `data` is a data set."],
@@ -270,6 +307,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "modulesToNotConvert": ["Linears that stay dense: those whose Hugging Face name contains one of these texts.","[]"],
     "headBits": ["Store the output head in 8 bits (in memory; a folder holds it dense). A head tied to the embedding gets its own copy. Default dense."],
     "compute": ["How the linears compute: \"exact\" on f32 weights, \"int8\" also rounds activations to 8 bits (faster, about 0.4 % error).","\"exact\""],
+    "signal": ["Signal."],
     "onProgress": ["Called after each linear."],
   },
   "serve.EngineOptions": {
@@ -297,6 +335,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     "ignoreEos": ["Do not stop at the model's end tokens.","false"],
     "seed": ["Same seed, same prompt, same options: same tokens.","0"],
     "tools": ["Shown to the model by its chat template; only for chat."],
+    "signal": ["Signal."],
   },
   "serve.clientSchema": {
     "baseUrl": ["Address of the server, with or without `/v1`.","\"http://127.0.0.1:23333\""],

@@ -1,22 +1,16 @@
 import { LlmError } from "@llm/core";
-import type { ChatMessage, TokenIds, Tokenizer } from "@llm/models";
+import { type ChatMessage, encodeChat, type TokenIds, type Tokenizer } from "@llm/models";
 import { ApiError, badField, unsupportedField } from "./errors.js";
 import type { ChatRequest, WireMessage } from "./requests.js";
 
 /**
- * A conversation → token ids by the model's own template.
- *
- * Text of users and tools never becomes control tokens: where it spells a special token (`<|im_end|>`), the template is
- * rendered with a placeholder there, and that stretch is encoded as plain text.
+ * The conversation of a request → token ids by the model's own template; special tokens in text of users and tools stay text.
  * @throws {ApiError} 400 for messages that the API forbids or the template cannot render
  */
-export function encodeChat(tokenizer: Tokenizer, request: ChatRequest): TokenIds {
-  const guard = new SpecialTokenGuard(tokenizer);
-  const messages = request.messages.map((message, i) => toChatMessage(message, `messages[${i}]`, guard));
-  let text: string;
+export function encodeChatRequest(tokenizer: Tokenizer, request: ChatRequest): TokenIds {
+  const messages = request.messages.map((message, i) => toChatMessage(message, `messages[${i}]`));
   try {
-    text = tokenizer.applyChatTemplate(messages, {
-      addGenerationPrompt: true,
+    return encodeChat(tokenizer, messages, {
       tools:
         request.tool_choice === "none"
           ? undefined
@@ -39,12 +33,11 @@ export function encodeChat(tokenizer: Tokenizer, request: ChatRequest): TokenIds
       cause: error,
     });
   }
-  return guard.encode(text);
 }
 
-function toChatMessage(message: WireMessage, where: string, guard: SpecialTokenGuard): ChatMessage {
+function toChatMessage(message: WireMessage, where: string): ChatMessage {
   const { role, name, reasoning_content, tool_calls, tool_call_id } = message;
-  let content = plainText(message, where);
+  const content = plainText(message, where);
   if (content === null && !(role === "assistant" && tool_calls != null))
     throw badField(
       `${where}.content`,
@@ -59,7 +52,6 @@ function toChatMessage(message: WireMessage, where: string, guard: SpecialTokenG
     );
   if (tool_calls != null && role !== "assistant")
     throw badField(`${where}.tool_calls`, `${where}: only an assistant's message has tool_calls`);
-  if (content !== null && (role === "user" || role === "tool")) content = guard.protect(content);
   return {
     role: role === "developer" ? "system" : role,
     content,
@@ -104,44 +96,4 @@ function parseArguments(value: string | Record<string, unknown>, param: string):
   if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed))
     throw badField(param, `${param}: must be the text of a JSON object`);
   return parsed as Record<string, unknown>;
-}
-
-/** Keeps special tokens that a user wrote from being recognised. */
-class SpecialTokenGuard {
-  readonly #tokenizer: Tokenizer;
-  readonly #specials: RegExp | undefined;
-  /** Unguessable, so that no text can imitate a placeholder. */
-  readonly #nonce = crypto.randomUUID().replaceAll("-", "");
-  readonly #protected: string[] = [];
-
-  constructor(tokenizer: Tokenizer) {
-    this.#tokenizer = tokenizer;
-    const texts = [...tokenizer.specialTokens.keys()].filter((text) => text !== "").sort((a, b) => b.length - a.length);
-    this.#specials =
-      texts.length === 0
-        ? undefined
-        : new RegExp(texts.map((text) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")).join("|"), "g");
-  }
-
-  protect(text: string): string {
-    if (this.#specials === undefined) return text;
-    return text.replace(this.#specials, (special) => `\u27e8${this.#nonce}${this.#protected.push(special) - 1}\u27e9`);
-  }
-
-  encode(text: string): TokenIds {
-    if (this.#protected.length === 0) return this.#tokenizer.encode(text, { addSpecialTokens: false });
-    const pieces = text.split(new RegExp(`\u27e8${this.#nonce}(\\d+)\u27e9`));
-    const encoded = pieces.map((piece, i) =>
-      i % 2 === 0
-        ? this.#tokenizer.encode(piece, { addSpecialTokens: false })
-        : this.#tokenizer.encode(this.#protected[Number(piece)]!, { addSpecialTokens: false, parseSpecial: false }),
-    );
-    const ids = new Int32Array(encoded.reduce((sum, { length }) => sum + length, 0));
-    let offset = 0;
-    for (const part of encoded) {
-      ids.set(part, offset);
-      offset += part.length;
-    }
-    return ids;
-  }
 }

@@ -1,4 +1,4 @@
-import { encodeChat } from "./chat-prompt.js";
+import { encodeChatRequest } from "./chat-prompt.js";
 import { badField } from "./errors.js";
 import { UsageTotal, chunkHead, engineRequest, runJob, streamEnd } from "./generation.js";
 import type { GenerationJob } from "./generation.js";
@@ -31,7 +31,7 @@ export function parseChatRequest(body: Record<string, unknown>): ChatRequest {
 
 /** @throws {ApiError} 400 */
 export function chatEngineRequests(engine: Engine, request: ChatRequest): EngineRequest[] {
-  const promptIds = encodeChat(engine.tokenizer, request);
+  const promptIds = encodeChatRequest(engine.tokenizer, request);
   if (promptIds.length === 0) throw badField("messages", "the conversation is rendered to an empty prompt");
   return [
     {

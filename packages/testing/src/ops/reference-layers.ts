@@ -89,7 +89,9 @@ export const layers: Record<string, Reference> = {
   },
   rms_norm: ([x, weight], [eps]) => normed(x!, weight!, eps!),
   add_rms_norm: ([x, residual, weight], [eps]) => {
-    const sum = { ...x!, data: x!.data.map((value, i) => roundTo(x!.dtype, value + residual!.data[i]!)) };
+    // The norm is taken of the sum as it is stored; in f32 that is left out, so that the function stays differentiable.
+    const stored = (value: number): number => (x!.dtype === "f32" ? value : roundTo(x!.dtype, value));
+    const sum = { ...x!, data: x!.data.map((value, i) => stored(value + residual!.data[i]!)) };
     const [y, rstd] = normed(sum, weight!, eps!);
     return [y, sum, rstd];
   },

@@ -31,7 +31,7 @@ const commands = documents.flatMap(({ fences }) =>
 describe("the documents", () => {
   test("every ts block and every notebook type-checks against the packages' sources", () => {
     expectNone("blocks with type errors", checkSnippets([...snippets, ...notebooks]));
-  });
+  }, 300_000);
 
   test("every ts block marked run runs against the built packages", async (context) => {
     const runnable = snippets.filter(({ run }) => run);

@@ -20,4 +20,29 @@ export const packSnippets: Readonly<Record<string, string>> = {
   "@llm/eval": `
     assert.equal(m.extractNumber("6 * 7 = 42\\n#### 42", "strict"), "42");
   `,
+  "@llm/models": `
+    const tokenizer = m.trainBpe(["one two"], { vocabSize: 259, specialTokens: ["<end>"], eosToken: "<end>" });
+    assert.equal(tokenizer.decode(tokenizer.encode("one two")), "one two");
+  `,
+  "@llm/parallel": `
+    assert.equal(m.batchWeight({ labels_T: Int32Array.of(3, -100, 4) }), 2);
+  `,
+  "@llm/lora": `
+    assert.equal(typeof m.applyLora, "function");
+    assert.equal(m.LoraOptions.entries.rank.default, 8);
+  `,
+  "@llm/distill": `
+    assert.equal(m.alphaSchedule(0.5)(3, 10), 0.5);
+  `,
+  "@llm/quant-awq": `
+    const measured = { perplexity: 2, nll: 1, tokens: 2, blocks: [{ nll: 1, tokens: 1 }, { nll: 1, tokens: 1 }] };
+    assert.equal(m.comparePerplexity(measured, measured).nll, 0);
+  `,
+  "@llm/serve": `
+    assert.equal(m.createClient({ baseUrl: "http://127.0.0.1:1/v1" }).baseUrl, "http://127.0.0.1:1");
+    assert.throws(() => new m.Scheduler({ blockCount: 0 }));
+  `,
+  "@llm/cli": `
+    assert.deepEqual(m.defineConfig({ model: "./model" }), { model: "./model" });
+  `,
 };
