@@ -11,7 +11,9 @@ console.log(`${model.definition.architecture}, ${model.spec.layers} layers, ${mo
 
 for (const [thing] of colours.slice(0, 3)) {
   process.stdout.write(`${question(thing)} `);
-  for await (const event of model.generate([{ messages: [{ role: "user", content: question(thing) }] }], { maxTokens: 16 })) {
+  for await (const event of model.generate([{ messages: [{ role: "user", content: question(thing) }] }], {
+    maxTokens: 16,
+  })) {
     if (event.type === "text-delta") process.stdout.write(event.text);
     else console.log(`  (${event.usage.completionTokens} tokens, ${event.reason})`);
   }

@@ -4,7 +4,12 @@ import { loadDataset, preview } from "@llm/data";
 import { conversations, createTokenizer } from "./shared/colours.js";
 
 const tokenizer = createTokenizer();
-writeFileSync("chat.jsonl", conversations((colour) => `It is ${colour}.`).map((row) => JSON.stringify(row)).join("\n"));
+writeFileSync(
+  "chat.jsonl",
+  conversations((colour) => `It is ${colour}.`)
+    .map((row) => JSON.stringify(row))
+    .join("\n"),
+);
 writeFileSync("alpaca.json", JSON.stringify([{ instruction: "Name a colour.", input: "", output: "green" }]));
 
 const data = loadDataset(

@@ -14,9 +14,14 @@ console.log(`teacher ${teacher.decoder.parameterCount} parameters, student ${tau
 await train({ ...settings, model: alone }).done;
 const objective = distillObjective({ teacher, temperature: 2, alpha: 0.7 });
 for await (const { step, loss, metrics } of train({ ...settings, model: taught, objective })) {
-  if (step % 5 === 0) console.log(`step ${step}  loss ${loss.toFixed(4)}  KL ${metrics?.["kl"]?.toFixed(4)}  cross-entropy ${metrics?.["ce"]?.toFixed(4)}`);
+  if (step % 5 === 0)
+    console.log(
+      `step ${step}  loss ${loss.toFixed(4)}  KL ${metrics?.["kl"]?.toFixed(4)}  cross-entropy ${metrics?.["ce"]?.toFixed(4)}`,
+    );
 }
 
 for (const thing of ["grass", "an orange"]) {
-  console.log(`${question(thing)}  teacher: ${await ask(teacher, question(thing))}  taught: ${await ask(taught, question(thing))}  alone: ${await ask(alone, question(thing))}`);
+  console.log(
+    `${question(thing)}  teacher: ${await ask(teacher, question(thing))}  taught: ${await ask(taught, question(thing))}  alone: ${await ask(alone, question(thing))}`,
+  );
 }

@@ -15,13 +15,17 @@ console.log(`dense  perplexity ${before.perplexity.toFixed(3)}  ${awq.quantizati
 for (const [name, small] of Object.entries({ rtn, awq })) {
   const after = await perplexityOf(small, blocks);
   const { nll, standardError } = comparePerplexity(before, after);
-  console.log(`${name}    perplexity ${after.perplexity.toFixed(3)}  ${small.quantization.bytesAfter} bytes  nll ${nll >= 0 ? "+" : ""}${nll.toFixed(4)} ± ${standardError.toFixed(4)}`);
+  console.log(
+    `${name}    perplexity ${after.perplexity.toFixed(3)}  ${small.quantization.bytesAfter} bytes  nll ${nll >= 0 ? "+" : ""}${nll.toFixed(4)} ± ${standardError.toFixed(4)}`,
+  );
 }
 for (const { name, errorRtn = 0, errorAwq = 0 } of awq.quantization.linears.slice(0, 4)) {
   console.log(`${name}: error ${errorRtn.toExponential(2)} rounded, ${errorAwq.toExponential(2)} AWQ`);
 }
 
 const saved = await saveQuantized(awq, "./colours-awq");
-console.log(`./colours-awq: ${saved.totalBytes} bytes, dense in the folder: ${saved.denseInFile.map(({ name }) => name).join(", ") || "none"}`);
+console.log(
+  `./colours-awq: ${saved.totalBytes} bytes, dense in the folder: ${saved.denseInFile.map(({ name }) => name).join(", ") || "none"}`,
+);
 const loaded = await loadModel("./colours-awq");
 console.log(`${question("a lemon")}  ${await ask(loaded, question("a lemon"))}`);

@@ -10,7 +10,12 @@ console.log(`/v1/models: ${JSON.stringify(await (await fetch(`${server.url}/v1/m
 const response = await fetch(`${server.url}/v1/chat/completions`, {
   method: "POST",
   headers: { "content-type": "application/json" },
-  body: JSON.stringify({ model: "colours", messages: [{ role: "user", content: question("coal") }], temperature: 0, stream: true }),
+  body: JSON.stringify({
+    model: "colours",
+    messages: [{ role: "user", content: question("coal") }],
+    temperature: 0,
+    stream: true,
+  }),
 });
 const lines = (await response.text()).split("\n").filter((line) => line.startsWith("data: "));
 console.log(`${lines.length} events, the last is ${lines.at(-1)}`);

@@ -1,5 +1,15 @@
 /** Two models on three tasks, with standard errors, a paired comparison and a report in four formats. */
-import { compare, defineTask, evaluate, formatTable, generateText, multipleChoice, perplexity, questionAnswer, writeReport } from "@llm/eval";
+import {
+  compare,
+  defineTask,
+  evaluate,
+  formatTable,
+  generateText,
+  multipleChoice,
+  perplexity,
+  questionAnswer,
+  writeReport,
+} from "@llm/eval";
 import { colours, createRandomModel, question, sentences, trainColours } from "./shared/colours.js";
 
 const trained = await trainColours();
@@ -15,15 +25,26 @@ const short = defineTask({
   mode: "gen",
   config: { version: 1 },
   items: () => colours.map(([thing], i) => ({ id: String(i), thing })),
-  ask: async ({ thing }, { model }) => (await generateText(model, { messages: [{ role: "user", content: question(thing) }] }, { maxTokens: 16 })).text,
+  ask: async ({ thing }, { model }) =>
+    (await generateText(model, { messages: [{ role: "user", content: question(thing) }] }, { maxTokens: 16 })).text,
   score: (_, text) => ({ short: text.length <= 12 ? 1 : 0 }),
 });
 
 const results = await evaluate({
   models: { untrained, trained },
   tasks: [
-    questionAnswer(colours.map(([thing, colour]) => ({ question: question(thing), answer: `It is ${colour}.` })), { name: "colours", maxTokens: 16 }),
-    multipleChoice(choices, { name: "choices", mode: "loglikelihood", target: "text", promptStyle: "chat", humanPrompt: "{question}", answerPrompt: "{answer}" }),
+    questionAnswer(
+      colours.map(([thing, colour]) => ({ question: question(thing), answer: `It is ${colour}.` })),
+      { name: "colours", maxTokens: 16 },
+    ),
+    multipleChoice(choices, {
+      name: "choices",
+      mode: "loglikelihood",
+      target: "text",
+      promptStyle: "chat",
+      humanPrompt: "{question}",
+      answerPrompt: "{answer}",
+    }),
     perplexity({ text: sentences.join("\n"), name: "text", windowTokens: 64, stride: 32 }),
     short,
   ],

@@ -17,5 +17,6 @@ await convertLlama2cCheckpoint(file, "./converted");
 const config = JSON.parse(readFileSync("./converted/config.json", "utf8")) as Record<string, unknown>;
 console.log(`./converted: ${String(config["model_type"])}, ${String(config["num_hidden_layers"])} layers`);
 const folder = openSafetensors("./converted");
-for (const [name, { dtype, shape }] of [...folder.tensors].slice(0, 3)) console.log(`${name}: ${dtype} [${shape.join(", ")}]`);
+for (const [name, { dtype, shape }] of [...folder.tensors].slice(0, 3))
+  console.log(`${name}: ${dtype} [${shape.join(", ")}]`);
 folder.close();

@@ -41,9 +41,9 @@ async function fit<M extends object>(options: TrainOptions<M>): Promise<void> {
   await run.done;
 }
 
-/** Questions as conversations: the user asks with options, the assistant answers with a letter. */
+/** Questions as conversations: the user asks with options, the assistant says the sum and names the option. */
 const conversations = (rows: readonly Question[]) =>
-  rows.map((q) => ({ messages: [{ role: "user", content: questionText(q) }, { role: "assistant", content: q.answer }] }));
+  rows.map((q) => ({ messages: [{ role: "user", content: questionText(q) }, { role: "assistant", content: `${q[q.answer]} is ${q.answer}.` }] }));
 
 async function writeLines(path: string, rows: readonly unknown[]): Promise<string> {
   await writeFile(`${path}.tmp`, rows.map((row) => `${JSON.stringify(row)}\n`).join(""));
@@ -73,7 +73,7 @@ const data = await part("data: 6000 questions to learn, 500 sums it never saw to
 
 const tuned = await part("LoRA: rank 16 on all linear layers", async () => {
   const model = applyLora(base, { rank: 16, alpha: 32, targets: "all-linear", seed: 1 });
-  await fit({ model, data: data.train, epochs: 4, batchTokens: 2048, lr: 4e-3, schedule: { kind: "cosine", warmupRatio: 0.05 }, curve: { svg: join(out, "lora-loss.svg"), jsonl: join(out, "lora-loss.jsonl") } });
+  await fit({ model, data: data.train, epochs: 3, batchTokens: 2048, lr: 1e-3, schedule: { kind: "cosine", warmupRatio: 0.05 }, curve: { svg: join(out, "lora-loss.svg"), jsonl: join(out, "lora-loss.jsonl") } });
   await saveLora(model, join(out, "adapter"), { baseModel: "examples/models/sums" });
   return model;
 });
@@ -115,7 +115,7 @@ await part("serve: the 4-bit model over the OpenAI API", async () => {
   const client = createClient({ baseUrl: `${server.url}/v1` });
   console.log(`   ${server.url}/v1/chat/completions`);
   let answer = "";
-  for await (const event of client.chat([{ role: "user", content: questionText(data.first) }], { temperature: 0, maxTokens: 8 })) {
+  for await (const event of client.chat([{ role: "user", content: questionText(data.first) }], { temperature: 0, maxTokens: 12 })) {
     if (event.type === "text-delta") answer += event.text;
   }
   console.log(`   ${data.first.question} -> ${answer} (right: ${data.first.answer})`);
@@ -126,7 +126,7 @@ const results = await part("evaluate: 5 models, 500 held-out questions, perplexi
   evaluate({
     models: engines,
     tasks: [
-      multipleChoice(data.testFile, { name: "sums", humanPrompt: "{question}\nA. {A}\nB. {B}\nC. {C}", answerPrompt: "{answer}", promptStyle: "chat", maxTokens: 8 }),
+      multipleChoice(data.testFile, { name: "sums", humanPrompt: "{question}\nA. {A}\nB. {B}\nC. {C}", answerPrompt: "{answer}", promptStyle: "chat", maxTokens: 12 }),
       perplexity({ text: data.text, name: "text", windowTokens: 128 }),
     ],
     concurrency: 32,
@@ -145,7 +145,7 @@ const rows = await part("speed: tokens a second of one stream, and one answer of
     for await (const event of engine.generate(["1"], { maxTokens: 256, ignoreEos: true })) if (event.type === "finish") tokens = event.tokenIds.length;
     const seconds = (performance.now() - begin) / 1000;
     let answer = "";
-    for await (const event of engine.generate([{ messages: [{ role: "user", content: questionText(data.first) }] }], { maxTokens: 8 })) if (event.type === "finish") answer = event.text;
+    for await (const event of engine.generate([{ messages: [{ role: "user", content: questionText(data.first) }] }], { maxTokens: 12 })) if (event.type === "finish") answer = event.text;
     list.push({
       model: name,
       accuracy: sums ? `${(sums.value * 100).toFixed(1)} % ± ${((sums.standardError ?? NaN) * 100).toFixed(1)}` : "failed",

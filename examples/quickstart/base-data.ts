@@ -1,19 +1,36 @@
 /** Training batches of the base model: packed lines, a pure function of seed and step. */
 import type { TokenBatch, Tokenizer } from "@llm/models";
-import { aside, createRandom, type PlainLine, plainLine } from "./sums.js";
+import { aside, createRandom, listLine, type PlainLine, plainLine } from "./sums.js";
 
 /** Share of the loss that the given part of a line gets; the following part has 1. */
 const promptWeight = 0.1;
 
-/** One line in six is put as a chat, half of those with something else below the question: the base knows the template's marks. */
-function lineText(line: PlainLine, random: ReturnType<typeof createRandom>): PlainLine {
-  if (random.below(6) > 0) return line;
+/** What a phase of the training shows more or less of. */
+export interface Phase {
+  /** One line in so many is put as a chat, half of those with something else below the question. */
+  chatEvery: number;
+  /** One line in so many looks something up in a list, besides those among the plain lines. */
+  listEvery: number;
+  /** Where a line is cut at a space, the space belongs to what follows, as in text that is written freely. */
+  spaceFollows: boolean;
+}
+
+/** Phase 1: mostly sums. Phase 2: lists and conversations, cut as a chat will write them. */
+export const phases: readonly [Phase, Phase] = [
+  { chatEvery: 6, listEvery: Infinity, spaceFollows: false },
+  { chatEvery: 3, listEvery: 3, spaceFollows: true },
+];
+
+function nextLine(random: ReturnType<typeof createRandom>, phase: Phase, heldOut: boolean): PlainLine {
+  let line = phase.listEvery < Infinity && random.below(phase.listEvery) === 0 ? listLine(random) : plainLine(random, heldOut);
+  if (phase.spaceFollows && line.prompt.endsWith(" ")) line = { prompt: line.prompt.slice(0, -1), completion: ` ${line.completion}` };
+  if (random.below(phase.chatEvery) > 0) return line;
   const below = random.below(2) === 0 ? `\n${aside(random)}` : "";
   return { prompt: `<|im_start|>user\n${line.prompt}${below}<|im_end|>\n<|im_start|>assistant\n`, completion: `${line.completion}<|im_end|>\n` };
 }
 
 /** Packs fresh lines until `tokens` is reached; each line is a document of its own that ends with the end token. */
-export function baseBatch(tokenizer: Tokenizer, tokens: number, seed: number, heldOut = false): TokenBatch {
+export function baseBatch(tokenizer: Tokenizer, tokens: number, seed: number, phase: Phase, heldOut = false): TokenBatch {
   const random = createRandom(seed);
   const ids: number[] = [];
   const labels: number[] = [];
@@ -21,7 +38,7 @@ export function baseBatch(tokenizer: Tokenizer, tokens: number, seed: number, he
   const positions: number[] = [];
   const cu = [0];
   for (;;) {
-    const line = lineText(plainLine(random, heldOut), random);
+    const line = nextLine(random, phase, heldOut);
     const prompt = tokenizer.encode(line.prompt, { addSpecialTokens: false });
     const completion = tokenizer.encode(line.completion, { addSpecialTokens: false });
     const all = [...prompt, ...completion, tokenizer.eosTokenId!];

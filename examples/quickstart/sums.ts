@@ -69,7 +69,7 @@ function list(random: Random): { text: string; entries: Record<string, string> }
 }
 
 /** What stands at a letter of a list, or which letter an entry has. */
-function listLine(random: Random): PlainLine {
+export function listLine(random: Random): PlainLine {
   const { text, entries } = list(random);
   const letter = random.pick(["A", "B", "C"]);
   const entry = entries[letter]!;

@@ -1,15 +1,16 @@
 /**
  * Makes the quickstart's base model, examples/models/sums: a tokenizer, then a Qwen2 trained from scratch on generated sums with train().
- * usage: npm run build && node tools/run-ts.mjs examples/quickstart/train-base.ts [steps]
+ * usage: npm run build && node tools/run-ts.mjs examples/quickstart/train-base.ts [1 | 2]
  */
 import { rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { createModel, namedTemplates, type TokenBatch, trainBpe } from "@llm/models";
+import { createModel, loadModel, namedTemplates, type TokenBatch, trainBpe } from "@llm/models";
 import { train } from "@llm/parallel";
-import { baseBatch } from "./base-data.js";
+import { baseBatch, type Phase, phases } from "./base-data.js";
 import { createRandom, plainLine, question, questionText } from "./sums.js";
 
-const steps = Number(process.argv[2] ?? 3600);
+/** 1 begins from random weights, 2 goes on from what 1 saved. */
+const phase = Number(process.argv[2] ?? 1);
 const batchTokens = 2048;
 const folder = fileURLToPath(new URL("../models/sums", import.meta.url));
 
@@ -20,7 +21,7 @@ const texts = Array.from({ length: 4000 }, () => {
 }).concat(Array.from({ length: 500 }, () => `user\nassistant\nsystem\n${questionText(question(random, false))}`));
 const tokenizer = trainBpe(texts, { vocabSize: 512, specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eosToken: "<|endoftext|>", chatTemplate: namedTemplates["chatml"]!.source });
 
-const model = createModel(
+let model = createModel(
   {
     model_type: "qwen2",
     vocab_size: Math.ceil(tokenizer.vocabSize / 64) * 64,
@@ -40,10 +41,11 @@ const model = createModel(
   { seed: 1, initStd: 0.05 },
 );
 
-/** Batch number `step` is made afresh: the model never sees a line twice but by chance. */
-function* batches(start: number): Generator<TokenBatch> {
-  for (let step = start; ; step++) yield baseBatch(tokenizer, batchTokens, 1_000_000 + step);
-}
+/** Batches of a phase are made afresh: the model never sees a line twice but by chance. */
+const batches = (phase: Phase, seed: number) =>
+  function* (start: number): Generator<TokenBatch> {
+    for (let step = start; ; step++) yield baseBatch(tokenizer, batchTokens, seed + step, phase);
+  };
 
 /** Share of held-out three-digit sums that the model completes exactly. */
 async function accuracy(count: number): Promise<number> {
@@ -59,21 +61,36 @@ async function accuracy(count: number): Promise<number> {
   return right / count;
 }
 
-const run = train({
-  model,
-  data: batches,
-  steps,
-  lr: 3e-3,
-  betas: [0.9, 0.98],
-  weightDecay: 0.05,
-  maxGradNorm: 1,
-  schedule: { kind: "cosine", warmupSteps: 100, minRatio: 0.02 },
-});
-for await (const { step, loss, tokensPerSecond } of run) {
-  if (step % 100 === 0) console.log(`step ${step}/${steps}  loss ${loss.toFixed(4)}  ${Math.round(tokensPerSecond)} tokens/s`);
+async function learn(phase: Phase, seed: number, steps: number, lr: number): Promise<void> {
+  const run = train({
+    model,
+    data: batches(phase, seed),
+    steps,
+    lr,
+    betas: [0.9, 0.98],
+    weightDecay: 0.05,
+    maxGradNorm: 1,
+    schedule: { kind: "cosine", warmupSteps: 100, minRatio: 0.02 },
+  });
+  for await (const { step, loss, tokensPerSecond } of run) {
+    if (step % 100 === 0) console.log(`step ${step}/${steps}  loss ${loss.toFixed(4)}  ${Math.round(tokensPerSecond)} tokens/s`);
+  }
+  await run.done;
+  console.log(`held-out sums of three digits: ${((await accuracy(500)) * 100).toFixed(1)} % exact`);
 }
-await run.done;
-console.log(`held-out sums of three digits: ${((await accuracy(500)) * 100).toFixed(1)} % exact`);
-rmSync(folder, { recursive: true, force: true });
-await model.save(folder, { dtype: "bf16" });
-console.log(`saved ${folder}`);
+
+async function save(): Promise<void> {
+  rmSync(folder, { recursive: true, force: true });
+  await model.save(folder, { dtype: "bf16" });
+  console.log(`saved ${folder}`);
+}
+
+if (phase === 1) {
+  await learn(phases[0], 1_000_000, 3600, 3e-3);
+  await save();
+}
+if (phase === 2) {
+  model = await loadModel(folder, { dtype: "f32" });
+  await learn(phases[1], 2_000_000, 1600, 1.5e-3);
+  await save();
+}

@@ -22,7 +22,9 @@ export const colours: readonly (readonly [string, string])[] = [
 export const question = (thing: string): string => `What colour is ${thing}?`;
 
 /** Conversations in OpenAI's form; `answer` decides what the assistant says. */
-export const conversations = (answer: (colour: string) => string): { messages: { role: string; content: string }[] }[] =>
+export const conversations = (
+  answer: (colour: string) => string,
+): { messages: { role: string; content: string }[] }[] =>
   colours.map(([thing, colour]) => ({
     messages: [
       { role: "user", content: question(thing) },
@@ -32,7 +34,9 @@ export const conversations = (answer: (colour: string) => string): { messages: {
 
 /** A byte-level BPE with ChatML's marks. */
 export function createTokenizer(): Tokenizer {
-  const texts = colours.map(([thing, colour]) => `user\n${question(thing)}\nassistant\nIt is ${colour}.\n`).concat(sentences);
+  const texts = colours
+    .map(([thing, colour]) => `user\n${question(thing)}\nassistant\nIt is ${colour}.\n`)
+    .concat(sentences);
   return trainBpe(texts, {
     vocabSize: 384,
     specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -43,7 +47,10 @@ export function createTokenizer(): Tokenizer {
 }
 
 /** A Qwen2 of random weights. Its config is what a Hugging Face folder has in config.json. */
-export function createRandomModel(tokenizer: Tokenizer, size: { hidden?: number; layers?: number; seed?: number } = {}): CausalLM {
+export function createRandomModel(
+  tokenizer: Tokenizer,
+  size: { hidden?: number; layers?: number; seed?: number } = {},
+): CausalLM {
   const { hidden = 64, layers = 2, seed = 1 } = size;
   const config = {
     model_type: "qwen2",
@@ -77,7 +84,10 @@ export async function trainColours(size: { hidden?: number; layers?: number } = 
   const tokenizer = createTokenizer();
   const model = createRandomModel(tokenizer, size);
   const rows = sentences.map((text) => ({ text }));
-  const data = loadDataset([{ rows: conversations((colour) => `It is ${colour}.`) }, { rows }], { tokenizer, maxTokens: 128 });
+  const data = loadDataset([{ rows: conversations((colour) => `It is ${colour}.`) }, { rows }], {
+    tokenizer,
+    maxTokens: 128,
+  });
   await train({ model, data, batchSize: 16, steps: 60, lr: 1e-2 }).done;
   return model;
 }

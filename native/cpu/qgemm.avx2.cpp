@@ -44,59 +44,80 @@ QGEMM_INLINE void accumulate(__m256 (&acc)[kRows], __m256 w, const float* x) {
   for (int m = 0; m < kRows; ++m) acc[m] = _mm256_fmadd_ps(w, _mm256_set1_ps(x[m]), acc[m]);
 }
 
+// What is constant in a group of k for half a panel: the scale, and 2^23 + zero * 2^shift for each shift.
+struct Group {
+  __m256 scale, z0, z4, z8, z12, z16;
+};
+
+template <int kBits, Dt kScale>
+QGEMM_INLINE Group load_group(const QTask& t, int64_t group, int half) {
+  const __m256 z = kBits == 8 ? _mm256_set1_ps(128.0f) : (t.zeros != nullptr ? load_zero(t.zeros, group, half) : _mm256_set1_ps(8.0f));
+  const __m256 magic = _mm256_set1_ps(8388608.0f);
+  return {load_scale<kScale>(t.scales, group, half),
+          _mm256_add_ps(z, magic),
+          _mm256_fmadd_ps(z, _mm256_set1_ps(16.0f), magic),
+          _mm256_fmadd_ps(z, _mm256_set1_ps(256.0f), magic),
+          _mm256_fmadd_ps(z, _mm256_set1_ps(4096.0f), magic),
+          _mm256_fmadd_ps(z, _mm256_set1_ps(65536.0f), magic)};
+}
+
+// 32 bytes of weights: 8 values of k in 4 bits, 4 in 8 bits, for 8 rows.
+template <int kRows, int kBits>
+QGEMM_INLINE void accumulate_vector(__m256 (&acc)[kRows], const uint8_t* w, const float* x, const Group& g) {
+  const __m256i v = load_bytes(w);
+  if constexpr (kBits == 4) {
+    const __m256i up = _mm256_srli_epi32(v, 12);
+    accumulate<kRows>(acc, weight<4, 0>(v, g.z0), x);
+    accumulate<kRows>(acc, weight<4, 4>(v, g.z4), x + 4 * kRows);
+    accumulate<kRows>(acc, weight<4, 8>(v, g.z8), x + 1 * kRows);
+    accumulate<kRows>(acc, weight<4, 12>(v, g.z12), x + 5 * kRows);
+    accumulate<kRows>(acc, weight<4, 16>(v, g.z16), x + 2 * kRows);
+    accumulate<kRows>(acc, weight<4, 8>(up, g.z8), x + 6 * kRows);
+    accumulate<kRows>(acc, weight<4, 12>(up, g.z12), x + 3 * kRows);
+    accumulate<kRows>(acc, weight<4, 16>(up, g.z16), x + 7 * kRows);
+  } else {
+    const __m256i up = _mm256_srli_epi32(v, 16);
+    accumulate<kRows>(acc, weight<8, 0>(v, g.z0), x);
+    accumulate<kRows>(acc, weight<8, 8>(v, g.z8), x + 1 * kRows);
+    accumulate<kRows>(acc, weight<8, 0>(up, g.z0), x + 2 * kRows);
+    accumulate<kRows>(acc, weight<8, 8>(up, g.z8), x + 3 * kRows);
+  }
+}
+
 template <int kRows, int kBits, Dt kScale>
 void exact_panel(const QTask& t) {
-  constexpr int kBytes = kBits * 64;
-  alignas(32) float y[2][kRows][8] = {};
+  constexpr int kBytes = kBits * 64, kStep = 32 / kBits;  // of a block; values of k in a vector
+  __m256 lower[kRows], upper[kRows];
+#pragma GCC unroll 4
+  for (int m = 0; m < kRows; ++m) lower[m] = upper[m] = _mm256_setzero_ps();
   const uint8_t* w = t.weights;
   const float* x = t.x;
-  for (int64_t b0 = 0, group = 0; b0 < t.blocks; b0 += t.group_blocks, ++group) {
-    const int64_t b1 = b0 + t.group_blocks < t.blocks ? b0 + t.group_blocks : t.blocks;
-    for (int64_t b = b0; b < b1; ++b) {
-      for (int half = 0; half < 2; ++half) {
-        const __m256 z = kBits == 8 ? _mm256_set1_ps(128.0f) : (t.zeros != nullptr ? load_zero(t.zeros, group, half) : _mm256_set1_ps(8.0f));
-        const __m256 magic = _mm256_set1_ps(8388608.0f);
-        const __m256 z0 = _mm256_add_ps(z, magic), z4 = _mm256_fmadd_ps(z, _mm256_set1_ps(16.0f), magic);
-        const __m256 z8 = _mm256_fmadd_ps(z, _mm256_set1_ps(256.0f), magic), z12 = _mm256_fmadd_ps(z, _mm256_set1_ps(4096.0f), magic);
-        const __m256 z16 = _mm256_fmadd_ps(z, _mm256_set1_ps(65536.0f), magic);
-        __m256 acc[kRows];
+  for (int64_t b = 0, group = 0; b < t.blocks; ++group) {
+    const int64_t end = b + t.group_blocks < t.blocks ? b + t.group_blocks : t.blocks;
+    const Group low = load_group<kBits, kScale>(t, group, 0), high = load_group<kBits, kScale>(t, group, 1);
+    for (; b < end; ++b) {
+      // The halves side by side: one row is one chain of dependent additions a block, two hide its latency.
+      __m256 acc[kRows], next[kRows];
 #pragma GCC unroll 4
-        for (int m = 0; m < kRows; ++m) acc[m] = _mm256_setzero_ps();
-        const float* part = x;
+      for (int m = 0; m < kRows; ++m) acc[m] = next[m] = _mm256_setzero_ps();
 #pragma GCC unroll 1
-        for (int i = 0; i < kBytes / 64; ++i) {
-          const __m256i v = load_bytes(w + i * 64 + half * 32);
-          if constexpr (kBits == 4) {
-            const __m256i up = _mm256_srli_epi32(v, 12);
-            accumulate<kRows>(acc, weight<4, 0>(v, z0), part);
-            accumulate<kRows>(acc, weight<4, 4>(v, z4), part + 4 * kRows);
-            accumulate<kRows>(acc, weight<4, 8>(v, z8), part + 1 * kRows);
-            accumulate<kRows>(acc, weight<4, 12>(v, z12), part + 5 * kRows);
-            accumulate<kRows>(acc, weight<4, 16>(v, z16), part + 2 * kRows);
-            accumulate<kRows>(acc, weight<4, 8>(up, z8), part + 6 * kRows);
-            accumulate<kRows>(acc, weight<4, 12>(up, z12), part + 3 * kRows);
-            accumulate<kRows>(acc, weight<4, 16>(up, z16), part + 7 * kRows);
-            part += 8 * kRows;
-          } else {
-            const __m256i up = _mm256_srli_epi32(v, 16);
-            accumulate<kRows>(acc, weight<8, 0>(v, z0), part);
-            accumulate<kRows>(acc, weight<8, 8>(v, z8), part + 1 * kRows);
-            accumulate<kRows>(acc, weight<8, 0>(up, z0), part + 2 * kRows);
-            accumulate<kRows>(acc, weight<8, 8>(up, z8), part + 3 * kRows);
-            part += 4 * kRows;
-          }
-        }
-        const __m256 scale = load_scale<kScale>(t.scales, group, half);
-#pragma GCC unroll 4
-        for (int m = 0; m < kRows; ++m) _mm256_store_ps(y[half][m], _mm256_fmadd_ps(acc[m], scale, _mm256_load_ps(y[half][m])));
+      for (int i = 0; i < kBytes / 64; ++i) {
+        accumulate_vector<kRows, kBits>(acc, w, x, low);
+        accumulate_vector<kRows, kBits>(next, w + 32, x, high);
+        w += 64;
+        x += kStep * kRows;
       }
-      w += kBytes;
-      x += kBlock * kRows;
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m) {
+        lower[m] = _mm256_fmadd_ps(acc[m], low.scale, lower[m]);
+        upper[m] = _mm256_fmadd_ps(next[m], high.scale, upper[m]);
+      }
     }
   }
+#pragma GCC unroll 4
   for (int m = 0; m < kRows; ++m) {
-    _mm256_storeu_ps(t.out + m * kPanelRows, _mm256_load_ps(y[0][m]));
-    _mm256_storeu_ps(t.out + m * kPanelRows + 8, _mm256_load_ps(y[1][m]));
+    _mm256_storeu_ps(t.out + m * kPanelRows, lower[m]);
+    _mm256_storeu_ps(t.out + m * kPanelRows + 8, upper[m]);
   }
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-import { runCli } from "./run.js";
+import { runCli, watchProcess } from "./run.js";
 
-void runCli(process.argv.slice(2)).then((code) => {
+void runCli(process.argv.slice(2), watchProcess()).then((code) => {
   process.exitCode = code;
 });

@@ -6,51 +6,59 @@ import type { Flag } from "./flags.js";
 import { Terminal } from "./terminal.js";
 import { ownVersion } from "./version.js";
 
-/** What the process of one run shares: who stopped it, and why. */
+/** Why a run should end before its work is done. */
+export class Stop {
+  readonly controller = new AbortController();
+  /** Ctrl-C or SIGTERM came. */
+  interrupted = false;
+  /** Nobody reads the output any more. */
+  closed = false;
+}
+
 interface Run {
   terminal: Terminal;
-  controller: AbortController;
-  /** Ctrl-C or SIGTERM came. */
-  interrupted: boolean;
-  /** Nobody reads the output any more. */
-  closed: boolean;
+  stop: Stop;
+  /** Flags of the command that runs. */
   flags: readonly Flag[];
+}
+
+/** Stops a run at Ctrl-C and SIGTERM (a second one ends the process at once), and when the reader of the output goes away. */
+export function watchProcess(): Stop {
+  const stop = new Stop();
+  const onSignal = (): void => {
+    if (stop.interrupted) process.exit(exitCodes.interrupted);
+    stop.interrupted = true;
+    stop.controller.abort(new Error("interrupted"));
+  };
+  const onError = (error: NodeJS.ErrnoException): void => {
+    if (error.code !== "EPIPE") throw error;
+    stop.closed = true;
+    stop.controller.abort(new Error("nobody reads the output"));
+  };
+  process.on("SIGINT", onSignal);
+  process.on("SIGTERM", onSignal);
+  process.stdout.on("error", onError);
+  process.stderr.on("error", onError);
+  return stop;
 }
 
 /**
  * Runs `llm` with these arguments (without node and script).
  * @returns the exit code: 0 ok, 1 failure, 2 usage, 130 interrupted
  */
-export async function runCli(argv: readonly string[]): Promise<number> {
-  const run: Run = { terminal: new Terminal(), controller: new AbortController(), interrupted: false, closed: false, flags: [] };
-  const onSignal = (): void => {
-    if (run.interrupted) process.exit(exitCodes.interrupted);
-    run.interrupted = true;
-    run.controller.abort(new Error("interrupted"));
-  };
-  const onClosed = (error: NodeJS.ErrnoException): void => {
-    if (error.code !== "EPIPE") throw error;
-    run.closed = true;
-    run.controller.abort(new Error("nobody reads the output"));
-  };
-  process.on("SIGINT", onSignal);
-  process.on("SIGTERM", onSignal);
-  process.stdout.on("error", onClosed);
-  process.stderr.on("error", onClosed);
+export async function runCli(argv: readonly string[], stop: Stop = new Stop()): Promise<number> {
+  const run: Run = { terminal: new Terminal(), stop, flags: [] };
   try {
     return await parse(argv, run);
   } catch (error) {
-    if (run.closed) return exitCodes.ok;
-    if (run.interrupted) {
+    if (stop.closed) return exitCodes.ok;
+    if (stop.interrupted) {
       run.terminal.endProgress();
       process.stderr.write("interrupted\n");
       return exitCodes.interrupted;
     }
     if (error instanceof CommanderError) return error.exitCode === 0 ? exitCodes.ok : exitCodes.usage;
     return report(error, run);
-  } finally {
-    process.off("SIGINT", onSignal);
-    process.off("SIGTERM", onSignal);
   }
 }
 
@@ -116,7 +124,7 @@ async function fill(command: Command, entry: CommandEntry, run: Run, end: (code:
   command.addHelpText("after", `\nExamples:\n${lines.join("\n")}`);
   command.action(async () => {
     const values = readFlags(command, flags, definition.groups);
-    const ended = await definition.run({ args: command.args, values, signal: run.controller.signal, terminal: run.terminal });
+    const ended = await definition.run({ args: command.args, values, signal: run.stop.controller.signal, terminal: run.terminal });
     end(ended ?? exitCodes.ok);
   });
 }

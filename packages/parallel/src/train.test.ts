@@ -1,4 +1,4 @@
-import { createAdamW, memory, native, NumericError, OptionsError, scale, scope, tensor, UnsupportedError } from "@llm/core";
+import { createAdamW, full, memory, native, NumericError, OptionsError, scale, scope, setExecution, synchronize, tensor, UnsupportedError } from "@llm/core";
 import type { CausalLM, TokenBatch } from "@llm/models";
 import { packIds, randomDocuments, tinyModel } from "@llm/testing";
 import { describe, expect, it, vi } from "vitest";
@@ -332,6 +332,39 @@ describe("train", () => {
     await expect(train({ model, data: () => stream(), steps: 4 }).done).rejects.toThrow(/the data ended after 3 batches, at step 3 of 4/);
     expect(() => train({ model, data: () => stream() })).toThrow(/steps: needed/);
     model.dispose();
+  });
+
+  it("gives the same bits queued as run at once", async () => {
+    const weights = async (mode: "queued" | "inline") => {
+      setExecution(mode);
+      const model = withAdapters(tinyModel({ hidden: 48 }), { rank: 2, initB: 0.2, dropout: 0.2 });
+      const batch = packIds(randomDocuments([60, 9, 33], { vocabSize: 259 }));
+      const reports = await collect(train({ model, data: [batch], steps: 8, lr: 1e-2, microBatchTokens: 50, parameters: [...model.decoder.trainable(), ...adapterTensors(model.decoder)] }));
+      const bits = bitsOf([...model.decoder.trainable(), ...adapterTensors(model.decoder)]);
+      model.dispose();
+      return { bits, losses: reports.map((r) => r.loss) };
+    };
+    let inline;
+    try {
+      inline = await weights("inline");
+    } finally {
+      setExecution("queued");
+    }
+    const queued = await weights("queued");
+    expect(queued.losses).toEqual(inline.losses);
+    expect(queued.bits).toEqual(inline.bits);
+  });
+
+  it("needs no more memory however far the host runs ahead of the queue", () => {
+    const before = memory().liveBytes;
+    scope(() => {
+      // Something slow first, so that what follows waits.
+      const slow = full([700, 700], 1);
+      for (let i = 0; i < 4; i++) native.matmul(slow, slow, null, 0, 0, 0);
+      for (let i = 0; i < 400; i++) scope(() => void native.scale(full([1 << 16], 1), 2));
+    });
+    expect(memory().liveBytes - before).toBeLessThan(4 << 20);
+    synchronize();
   });
 
   it("frees what it made", async () => {

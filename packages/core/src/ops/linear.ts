@@ -17,12 +17,17 @@ export function matmul(a: Tensor, b: Tensor, options: { transA?: boolean; transB
   const { transA = false, transB = false } = options;
   const y = raw.matmul(a, b, null, transA ? 1 : 0, transB ? 1 : 0, code(a.dtype));
   record("matmul", [y], [a, b], [a, b], ([dy], [a_, b_], c) => {
-    const product = (p: Tensor, q: Tensor, tp: boolean, tq: boolean, i: number): null => {
+    const product = (p: Tensor, q: Tensor, tp: boolean, tq: boolean, i: number): void => {
       c.accumulate(i, (i === 0 ? a_! : b_!).shape, (grad) => raw.matmulAcc(grad, p, q, tp ? 1 : 0, tq ? 1 : 0, 1, 1));
-      return null;
     };
-    if (c.needs(0)) transA ? product(b_!, dy!, transB, true, 0) : product(dy!, b_!, false, !transB, 0);
-    if (c.needs(1)) transB ? product(dy!, a_!, true, transA, 1) : product(a_!, dy!, !transA, false, 1);
+    if (c.needs(0)) {
+      if (transA) product(b_!, dy!, transB, true, 0);
+      else product(dy!, b_!, false, !transB, 0);
+    }
+    if (c.needs(1)) {
+      if (transB) product(dy!, a_!, true, transA, 1);
+      else product(a_!, dy!, !transA, false, 1);
+    }
     return [null, null];
   });
   return y;

@@ -1,6 +1,6 @@
 import { encodeChatRequest } from "./chat-prompt.js";
 import { badField } from "./errors.js";
-import { UsageTotal, chunkHead, engineRequest, runJob, streamEnd } from "./generation.js";
+import { UsageTotal, chunkHead, engineRequest, runJob, streamEnd, wireHead } from "./generation.js";
 import type { GenerationJob } from "./generation.js";
 import { chatTokenLogprob } from "./logprobs.js";
 import { parseRequest } from "./parse-request.js";
@@ -63,16 +63,7 @@ export async function completeChat(job: GenerationJob, signal: AbortSignal): Pro
       };
     }
   }
-  const { id, created, model, systemFingerprint } = job.head;
-  const response: ChatResponse = {
-    id,
-    object: "chat.completion",
-    created,
-    model,
-    system_fingerprint: systemFingerprint,
-    choices,
-    usage: usage.toWire(),
-  };
+  const response: ChatResponse = { ...wireHead(job.head, "chat.completion"), choices, usage: usage.toWire() };
   return JSON.stringify(response);
 }
 

@@ -1,7 +1,7 @@
 import type { TokenIds, TokenLogprob } from "@llm/models";
 import type { Engine, EngineRequest } from "../engine-types.js";
 import { badField } from "./errors.js";
-import { UsageTotal, chunkHead, engineRequest, runJob, streamEnd } from "./generation.js";
+import { UsageTotal, chunkHead, engineRequest, runJob, streamEnd, wireHead } from "./generation.js";
 import type { GenerationJob } from "./generation.js";
 import { CompletionLogprobsWriter } from "./logprobs.js";
 import { parseRequest } from "./parse-request.js";
@@ -105,16 +105,7 @@ export async function completeText(job: CompletionJob, signal: AbortSignal): Pro
       };
     }
   }
-  const { id, created, model, systemFingerprint } = job.head;
-  const response: CompletionResponse = {
-    id,
-    object: "text_completion",
-    created,
-    model,
-    system_fingerprint: systemFingerprint,
-    choices,
-    usage: usage.toWire(),
-  };
+  const response: CompletionResponse = { ...wireHead(job.head, "text_completion"), choices, usage: usage.toWire() };
   return JSON.stringify(response);
 }
 

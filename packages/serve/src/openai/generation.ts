@@ -183,9 +183,15 @@ export class UsageTotal {
   }
 }
 
+/** The fields that an answer and each of its chunks begin with. */
+export function wireHead<TObject extends string>(head: AnswerHead, object: TObject) {
+  const { id, created, model, systemFingerprint } = head;
+  return { id, object, created, model, system_fingerprint: systemFingerprint };
+}
+
 /** The JSON that all chunks of an answer begin with, up to and without `"choices"`. Built once, reused for every chunk. */
 export function chunkHead(head: AnswerHead, object: string): string {
-  return `data: {"id":${JSON.stringify(head.id)},"object":"${object}","created":${head.created},"model":${JSON.stringify(head.model)},"system_fingerprint":${JSON.stringify(head.systemFingerprint)},`;
+  return `data: ${JSON.stringify(wireHead(head, object)).slice(0, -1)},`;
 }
 
 export const streamEnd = "data: [DONE]\n\n";

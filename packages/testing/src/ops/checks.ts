@@ -54,6 +54,7 @@ const philox: OpCheck = {
 const normalDistribution: OpCheck = {
   name: "fill_normal is normal, dropout drops p",
   ops: ["fill_normal", "dropout"],
+  slow: true,
   run() {
     const n = 40_000;
     const x = empty([n], "f32");
@@ -86,6 +87,7 @@ const dropoutGradient: OpCheck = {
 const sampleDistribution: OpCheck = {
   name: "sample draws from the filtered distribution",
   ops: ["sample"],
+  slow: true,
   run() {
     const draws = 20_000;
     const cols = 12;

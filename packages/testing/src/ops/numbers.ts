@@ -118,10 +118,11 @@ export function randomSource(seed: string): () => number {
   };
 }
 
-/** How an input's elements are made: seeded, then rounded to the dtype, so that the oracle and the core see the same numbers. */
-export type Values = { normal: number } | { uniform: readonly [low: number, high: number] } | { integers: readonly [low: number, high: number] } | ArrayLike<number>;
+/** How an input's elements are made: seeded, then rounded to the dtype, so that the oracle and the core see the same numbers; a function is called when the case runs. */
+export type Values = { normal: number } | { uniform: readonly [low: number, high: number] } | { integers: readonly [low: number, high: number] } | ArrayLike<number> | (() => ArrayLike<number>);
 
 export function makeNumbers(dtype: DType, shape: readonly number[], values: Values, seed: string): Numbers {
+  if (typeof values === "function") return makeNumbers(dtype, shape, values(), seed);
   const out = numbers(dtype, shape);
   const next = randomSource(seed);
   if ("length" in values) {

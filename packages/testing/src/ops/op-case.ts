@@ -53,6 +53,8 @@ export interface CaseResult {
 export interface OpCheck {
   name: string;
   ops: readonly string[];
+  /** Takes long: left out where a quick look is asked for. @default false */
+  slow?: boolean;
   /** Largest error found and what is accepted; `detail` says where. */
   run(): { maxError: number; tolerance: number; detail?: string };
 }

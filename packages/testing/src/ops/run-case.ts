@@ -87,12 +87,25 @@ export function caseInputs(c: OpCase): (Numbers | null)[] {
   return c.inputs.map((spec, i) => spec && makeNumbers(spec.dtype, spec.shape, spec.values, `${c.name} #${i}`));
 }
 
+/** The inputs of a case as tensors: the memory behind each, and the view on it that the op gets. */
+function caseTensors(c: OpCase, inputs: readonly (Numbers | null)[]): { bases: (Tensor | null)[]; tensors: (Tensor | null)[] } {
+  const bases = inputs.map((x, i) => x && toTensor(padded(x, c.inputs[i]!.padding ?? 0)));
+  return { bases, tensors: bases.map((base, i) => base && view(base, c.inputs[i]!)) };
+}
+
+/** Runs a case without judging it and adds the bits of all that it gave and left to `digest`: to compare runs with one another. */
+export function digestCase(c: OpCase, digest: Hash): void {
+  scope(() => {
+    const { bases, tensors } = caseTensors(c, caseInputs(c));
+    for (const t of [...callOp(c.op, tensors, c.attributes), ...bases]) if (t) digest.update(t.bitsSync());
+  });
+}
+
 /**
  * Runs one case: outputs must have the reference's shapes, dtypes and values; inputs must hold what the reference left in them, so that
  * ops write in place where they should and nowhere else (memory between strided rows included).
- * @param digest  receives the bits of all results, to compare runs with one another
  */
-export function runCase(c: OpCase, digest?: Hash): CaseResult {
+export function runCase(c: OpCase): CaseResult {
   const inputs = caseInputs(c);
   const after = inputs.map((x) => x && copyNumbers(x));
   const reference = references[c.op];
@@ -100,17 +113,14 @@ export function runCase(c: OpCase, digest?: Hash): CaseResult {
   const expected = reference(after, c.attributes);
   const found: Comparison[] = [];
   scope(() => {
-    const bases = inputs.map((x, i) => x && toTensor(padded(x, c.inputs[i]!.padding ?? 0)));
-    const tensors = bases.map((base, i) => base && view(base, c.inputs[i]!));
+    const { bases, tensors } = caseTensors(c, inputs);
     const outputs = callOp(c.op, tensors, c.attributes);
     if (outputs.length !== expected.length) found.push({ error: Infinity, tolerance: 0, detail: `${outputs.length} outputs, expected ${expected.length}` });
     outputs.forEach((t, i) => {
-      digest?.update(t.bitsSync());
       found.push(compare(`output ${i}`, fromTensor(t), expected[i]!, c.tolerance));
     });
     bases.forEach((base, i) => {
       if (!base) return;
-      digest?.update(base.bitsSync());
       const before = inputs[i]!;
       const want = after[i]!;
       const changed = want.data.some((value, j) => !Object.is(value, before.data[j]));
