@@ -1,6 +1,7 @@
 // node tools/gen-cli-descriptions.mjs [--check]: writes packages/cli/src/gen/descriptions.ts, the docstrings of the option
 // schemas that the command line makes flags of. Which ones, the commands say: every `docs: "package.Name"` in their sources.
 // With --check nothing is written, and the exit code is 1 when the file is not what would be written.
+import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import ts from "typescript";
@@ -51,7 +52,9 @@ function findStatement(files, test) {
 /** What `const name = …` is, first in the file itself, then anywhere in its package. */
 function valueOf(packageName, name, near) {
   const declared = (statement) =>
-    ts.isVariableStatement(statement) ? statement.declarationList.declarations.find((entry) => entry.name.getText() === name)?.initializer : undefined;
+    ts.isVariableStatement(statement)
+      ? statement.declarationList.declarations.find((entry) => entry.name.getText() === name)?.initializer
+      : undefined;
   const found = (near && findStatement([near], declared)) ?? findStatement(filesOf(packageName), declared);
   if (found === undefined) throw new Error(`expected packages/${packageName}/src to declare ${name}`);
   return found;
@@ -62,14 +65,19 @@ function documentation(node) {
   const docs = ts.getJSDocCommentsAndTags(node).filter(ts.isJSDoc);
   const last = docs.at(-1);
   if (last === undefined) return undefined;
-  const flat = (comment) => (ts.getTextOfJSDocComment(comment) ?? "").replace(/\{@link (\w+)\}/g, "$1").replace(/\s+/g, " ").trim();
+  const flat = (comment) =>
+    (ts.getTextOfJSDocComment(comment) ?? "")
+      .replace(/\{@link (\w+)\}/g, "$1")
+      .replace(/\s+/g, " ")
+      .trim();
   const tag = last.tags?.find(({ tagName }) => tagName.text === "default");
   const text = flat(last.comment);
   return tag === undefined ? [text] : [text, flat(tag.comment)];
 }
 
 /** A key's name as words, where the docstring says nothing but a default, or there is none. */
-const words = (key) => key.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`).replace(/^./, (letter) => letter.toUpperCase());
+const words = (key) =>
+  key.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`).replace(/^./, (letter) => letter.toUpperCase());
 
 /** The object literal of a strictObject, behind optional() and names; undefined for other schemas. */
 function entriesOf(packageName, node) {
@@ -103,14 +111,17 @@ function collect(packageName, node, elsewhere, prefix, into) {
 }
 
 const descriptions = {};
-for (const place of [...wanted].sort()) {
+for (const place of [...wanted].sort((a, b) => (a < b ? -1 : 1))) {
   const [packageName, name] = place.split(".");
   const entries = entriesOf(packageName, valueOf(packageName, name));
   if (entries === undefined) throw new Error(`expected ${place} to be v.strictObject({ … })`);
   let elsewhere;
   const other = documentedAt.get(place);
   if (other) {
-    const found = findStatement(filesOf(other[0]), (statement) => ts.isInterfaceDeclaration(statement) && statement.name.text === other[1] && statement);
+    const found = findStatement(
+      filesOf(other[0]),
+      (statement) => ts.isInterfaceDeclaration(statement) && statement.name.text === other[1] && statement,
+    );
     elsewhere = new Map(found.members.map((member) => [member.name.getText(), documentation(member)]));
   }
   descriptions[place] = {};
@@ -118,7 +129,12 @@ for (const place of [...wanted].sort()) {
 }
 
 const body = Object.entries(descriptions)
-  .map(([place, keys]) => `  ${JSON.stringify(place)}: {\n${Object.entries(keys).map(([path, entry]) => `    ${JSON.stringify(path)}: ${JSON.stringify(entry)},\n`).join("")}  },\n`)
+  .map(
+    ([place, keys]) =>
+      `  ${JSON.stringify(place)}: {\n${Object.entries(keys)
+        .map(([path, entry]) => `    ${JSON.stringify(path)}: ${JSON.stringify(entry)},\n`)
+        .join("")}  },\n`,
+  )
   .join("");
 const text = `// Generated from the option schemas' docstrings by tools/gen-cli-descriptions.mjs. Do not edit.
 
@@ -127,15 +143,19 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
 ${body}};
 `;
 
-/** What formatting may change: white space, quotes of keys, trailing commas. */
-const bare = (source) => source.replace(/,(\s*[\]}])/g, "$1").replace(/^\s*"?([\w.-]+)"?:/gm, "$1:").replace(/\s+/g, "");
+const formatter = spawnSync(process.execPath, [`${root}node_modules/oxfmt/bin/oxfmt`, "--stdin-filepath", target], {
+  cwd: root,
+  input: text,
+  encoding: "utf8",
+});
+if (formatter.status !== 0) throw new Error(`expected oxfmt to format the file: ${formatter.stderr}`);
+
 if (process.argv.includes("--check")) {
-  const current = existsSync(target) ? readFileSync(target, "utf8") : "";
-  if (bare(current) !== bare(text)) {
+  if (!existsSync(target) || readFileSync(target, "utf8") !== formatter.stdout) {
     console.error("packages/cli/src/gen/descriptions.ts is out of date; run node tools/gen-cli-descriptions.mjs");
     process.exitCode = 1;
   }
 } else {
-  writeFileSync(`${target}.tmp`, text);
+  writeFileSync(`${target}.tmp`, formatter.stdout);
   renameSync(`${target}.tmp`, target);
 }

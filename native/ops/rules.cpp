@@ -76,7 +76,8 @@ void matmul_dims(const Infer& c, int a, int b, bool trans_a, bool trans_b, int64
   const int64_t k = c.dim(a, trans_a ? 0 : 1);
   n = c.dim(b, trans_b ? 0 : 1);
   if (c.dim(b, trans_b ? 1 : 0) != k) {
-    c.fail_shape(b, trans_b ? "[any, " + std::to_string(k) + "]" : "[" + std::to_string(k) + ", any]");
+    const std::string inner = std::to_string(k);
+    c.fail_shape(b, trans_b ? std::string("[any, ").append(inner).append("]") : std::string("[").append(inner).append(", any]"));
   }
 }
 

@@ -7,6 +7,7 @@
 #endif
 #include <immintrin.h>
 
+#include "core/half.h"
 #include "core/threadpool.h"
 #include "cpu/gemm.h"
 #include "cpu/gemm_workspace.h"

@@ -65,7 +65,10 @@ async function say(conversation: Conversation, answer: Answer, signal: AbortSign
   if (!text.endsWith("\n")) terminal.print("\n");
   conversation.messages.push({ role: "assistant", content: text });
   const now = performance.now();
-  const speed = tokens > 1 && firstAt !== undefined ? `, ${(((tokens - 1) * 1000) / Math.max(now - firstAt, 1)).toFixed(1)} tokens/s` : "";
+  const speed =
+    tokens > 1 && firstAt !== undefined
+      ? `, ${(((tokens - 1) * 1000) / Math.max(now - firstAt, 1)).toFixed(1)} tokens/s`
+      : "";
   terminal.note(`(${tokens} tokens${speed}, first after ${formatDuration((firstAt ?? now) - began)})`);
 }
 
@@ -94,7 +97,7 @@ export interface ConverseOptions {
 export async function converse(options: ConverseOptions): Promise<number> {
   const { answer, system, signal, terminal, history } = options;
   const conversation = new Conversation(system);
-  if (options.prompt !== undefined || process.stdin.isTTY !== true) {
+  if (options.prompt !== undefined || !process.stdin.isTTY) {
     const prompt = options.prompt ?? (await readAll(process.stdin)).replace(/\r?\n$/, "");
     if (prompt === "") throw new OptionsError("[llm] expected a question as an argument or on stdin, got nothing");
     conversation.messages.push({ role: "user", content: prompt });

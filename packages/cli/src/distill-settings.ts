@@ -31,6 +31,7 @@ export async function openTeacher(settings: DistillSettings): Promise<Teaching> 
 
 /** The student that the settings describe. @throws {OptionsError} they describe none */
 export function makeStudent(settings: DistillSettings, teacher: CausalLM, where: string): CausalLM {
-  if (settings.student === undefined) throw new OptionsError(`[${where}] expected a student: its folder, or sizes to make one of (--student-layers …)`);
+  if (settings.student === undefined)
+    throw new OptionsError(`[${where}] expected a student: its folder, or sizes to make one of (--student-layers …)`);
   return createStudent(teacher, settings.student);
 }

@@ -89,13 +89,17 @@ function formsOf(schema: v.GenericSchema): Form[] {
       return (inner["options"] as v.GenericSchema[]).flatMap(formsOf);
     case "array": {
       const item = formsOf(inner["item"] as v.GenericSchema);
-      return item.length > 0 && item.every((form) => form.kind !== "list" && form.kind !== "record") ? [{ kind: "list", item, fixed: false }] : [];
+      return item.length > 0 && item.every((form) => form.kind !== "list" && form.kind !== "record")
+        ? [{ kind: "list", item, fixed: false }]
+        : [];
     }
     case "tuple":
       return [{ kind: "list", item: formsOf((inner["items"] as v.GenericSchema[])[0]!), fixed: true }];
     case "record": {
       const value = inner["value"] as v.GenericSchema;
-      return value.type === "string" || value.type === "unknown" ? [{ kind: "record", json: value.type === "unknown" }] : [];
+      return value.type === "string" || value.type === "unknown"
+        ? [{ kind: "record", json: value.type === "unknown" }]
+        : [];
     }
     case "instance":
       return inner["class"] === RegExp ? [{ kind: "regexp" }] : [];
@@ -111,7 +115,12 @@ function formsOf(schema: v.GenericSchema): Form[] {
 export function flagsOf(key: string, group: FlagGroup): Flag[] {
   const flags: Flag[] = [];
   const docs = typeof group.docs === "string" ? [group.docs] : group.docs;
-  const unused = new Set([...Object.keys(group.omit ?? {}), ...Object.keys(group.rename ?? {}), ...Object.keys(group.defaults ?? {}), ...(group.commas ?? [])]);
+  const unused = new Set([
+    ...Object.keys(group.omit ?? {}),
+    ...Object.keys(group.rename ?? {}),
+    ...Object.keys(group.defaults ?? {}),
+    ...(group.commas ?? []),
+  ]);
   const fail = (path: string, problem: string): never => {
     throw new LlmError("INTERNAL", `[llm] ${docs.join(", ")} ${path}: ${problem}`, { path });
   };
@@ -131,9 +140,13 @@ export function flagsOf(key: string, group: FlagGroup): Flag[] {
       const documented = docs.map((place) => descriptions[place]?.[dotted]).find((entry) => entry !== undefined);
       if (!documented) fail(dotted, "has no description; run node tools/gen-cli-descriptions.mjs");
       const [about, defaultText] = documented!;
-      const negatable = forms.some((form) => form.kind === "boolean" || (form.kind === "choice" && form.values.includes(false)));
+      const negatable = forms.some(
+        (form) => form.kind === "boolean" || (form.kind === "choice" && form.values.includes(false)),
+      );
       flags.push({
-        name: group.rename?.[dotted] ?? [...(group.prefix === undefined ? [] : [group.prefix]), ...path.map(kebab)].join("-"),
+        name:
+          group.rename?.[dotted] ??
+          [...(group.prefix === undefined ? [] : [group.prefix]), ...path.map(kebab)].join("-"),
         group: key,
         path,
         schema: inner,
@@ -142,7 +155,9 @@ export function flagsOf(key: string, group: FlagGroup): Flag[] {
         repeats: forms.some((form) => form.kind === "list" || form.kind === "record"),
         commas: group.commas?.includes(dotted) ?? false,
         about,
-        default: group.defaults?.[dotted] ?? (fallback === undefined || typeof fallback === "object" ? defaultText : JSON.stringify(fallback)),
+        default:
+          group.defaults?.[dotted] ??
+          (fallback === undefined || typeof fallback === "object" ? defaultText : JSON.stringify(fallback)),
       });
     }
   };
@@ -187,7 +202,9 @@ function optionsOf(flag: Flag, title: string): Option[] {
   const value = takes === "no" ? "" : takes === "maybe" ? ` [${word}]` : ` <${word}>`;
   const suffix = flag.default === undefined ? "" : ` (default: ${flag.default})`;
   const option = new Option(`--${flag.name}${value}`, `${flag.about}${suffix}`).helpGroup(`${title}:`);
-  option.argParser((text: string, before: unknown) => (flag.repeats ? [...((before as string[] | undefined) ?? []), text] : text));
+  option.argParser((text: string, before: unknown) =>
+    flag.repeats ? [...((before as string[] | undefined) ?? []), text] : text,
+  );
   if (flag.negative === undefined) return [option];
   return [option, new Option(`--no-${flag.name}`, `not --${flag.name}`).helpGroup(`${title}:`).hideHelp()];
 }
@@ -201,7 +218,10 @@ export function addFlags(command: Command, groups: Readonly<Record<string, FlagG
   const flags = Object.entries(groups).flatMap(([key, group]) => flagsOf(key, group));
   const names = new Set<string>();
   for (const flag of flags) {
-    if (names.has(flag.name)) throw new LlmError("INTERNAL", `[llm ${command.name()}] two flags are named --${flag.name}; rename one`, { name: flag.name });
+    if (names.has(flag.name))
+      throw new LlmError("INTERNAL", `[llm ${command.name()}] two flags are named --${flag.name}; rename one`, {
+        name: flag.name,
+      });
     names.add(flag.name);
     for (const option of optionsOf(flag, groups[flag.group]!.title)) command.addOption(option);
   }
@@ -216,7 +236,7 @@ export function addFlags(command: Command, groups: Readonly<Record<string, FlagG
 }
 
 /** Values that a text may mean, the most specific first. */
-function* candidates(form: Form, texts: readonly string[], commas: boolean): Generator<unknown> {
+function* candidates(form: Form, texts: readonly string[], commas: boolean): Generator {
   const text = texts.at(-1)!;
   switch (form.kind) {
     case "choice":
@@ -246,7 +266,9 @@ function* candidates(form: Form, texts: readonly string[], commas: boolean): Gen
       return;
     }
     case "record": {
-      const entries = texts.map((pair) => [pair.slice(0, Math.max(pair.indexOf("="), 0)), pair.slice(pair.indexOf("=") + 1)] as const);
+      const entries = texts.map(
+        (pair) => [pair.slice(0, Math.max(pair.indexOf("="), 0)), pair.slice(pair.indexOf("=") + 1)] as const,
+      );
       if (entries.some(([name]) => name === "")) return;
       yield Object.fromEntries(entries.map(([name, value]) => [name, form.json ? jsonOrText(value) : value]));
       return;
@@ -270,7 +292,11 @@ const order: readonly Form["kind"][] = ["choice", "regexp", "number", "boolean",
  * The value that was written.
  * @throws {OptionsError} it fits no form of the flag
  */
-export function parseFlag(flag: Pick<Flag, "name" | "schema" | "forms" | "commas">, texts: readonly string[], where: string): unknown {
+export function parseFlag(
+  flag: Pick<Flag, "name" | "schema" | "forms" | "commas">,
+  texts: readonly string[],
+  where: string,
+): unknown {
   let problem: string | undefined;
   const sorted = [...flag.forms].sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind));
   for (const form of sorted) {
@@ -282,7 +308,10 @@ export function parseFlag(flag: Pick<Flag, "name" | "schema" | "forms" | "commas
   }
   const got = texts.map((text) => JSON.stringify(text)).join(" ");
   const expected = placeholder(flag.forms).replace(/^number$/, "a number");
-  throw new OptionsError(`[${where}] --${flag.name}: expected ${expected}, got ${got}${problem === undefined ? "" : ` (${problem})`}`, { flag: flag.name });
+  throw new OptionsError(
+    `[${where}] --${flag.name}: expected ${expected}, got ${got}${problem === undefined ? "" : ` (${problem})`}`,
+    { flag: flag.name },
+  );
 }
 
 function put(target: Record<string, unknown>, path: readonly string[], value: unknown): void {
@@ -295,9 +324,15 @@ function put(target: Record<string, unknown>, path: readonly string[], value: un
  * The values that were given, by group.
  * @throws {OptionsError} a value that does not fit, or something required that is missing
  */
-export function readFlags(command: Command, flags: readonly Flag[], groups: Readonly<Record<string, FlagGroup>>): Record<string, Record<string, unknown>> {
+export function readFlags(
+  command: Command,
+  flags: readonly Flag[],
+  groups: Readonly<Record<string, FlagGroup>>,
+): Record<string, Record<string, unknown>> {
   const where = `llm ${command.name()}`;
-  const values: Record<string, Record<string, unknown>> = Object.fromEntries(Object.keys(groups).map((key) => [key, {}]));
+  const values: Record<string, Record<string, unknown>> = Object.fromEntries(
+    Object.keys(groups).map((key) => [key, {}]),
+  );
   for (const flag of flags) {
     const option = command.options.find(({ long }) => long === `--${flag.name}`)!;
     if (command.getOptionValueSource(option.attributeName()) !== "cli") continue;
@@ -307,10 +342,21 @@ export function readFlags(command: Command, flags: readonly Flag[], groups: Read
   }
   for (const [key, group] of Object.entries(groups)) {
     if (!group.complete) continue;
-    const missing = flags.find((flag) => flag.group === key && !(flag.path[0]! in values[key]!) && (group.schema.entries[flag.path[0]!] as v.GenericSchema).type !== "optional");
-    if (missing) throw new OptionsError(`[${where}] expected --${missing.name} <${placeholder(missing.forms)}>: ${missing.about}`, { flag: missing.name });
+    const required = (name: string): boolean => (group.schema.entries[name] as v.GenericSchema).type !== "optional";
+    const missing = flags.find((flag) => {
+      const [name = ""] = flag.path;
+      return flag.group === key && required(name) && !Object.hasOwn(values[key]!, name);
+    });
+    if (missing)
+      throw new OptionsError(
+        `[${where}] expected --${missing.name} <${placeholder(missing.forms)}>: ${missing.about}`,
+        { flag: missing.name },
+      );
     const result = v.safeParse(group.schema, values[key]);
-    if (!result.success) throw new OptionsError(`[${where}] ${result.issues.map((issue) => `${v.getDotPath(issue) ?? ""}: ${issue.message}`).join("; ")}`);
+    if (!result.success)
+      throw new OptionsError(
+        `[${where}] ${result.issues.map((issue) => `${v.getDotPath(issue) ?? ""}: ${issue.message}`).join("; ")}`,
+      );
     values[key] = result.output;
   }
   return values;
@@ -321,5 +367,5 @@ export function explainOptions(message: string, issues: unknown, flags: readonly
   if (!Array.isArray(issues)) return message;
   const paths = new Set((issues as { path?: unknown }[]).map(({ path }) => path));
   const names = flags.filter((flag) => paths.has(flag.path.join("."))).map((flag) => `--${flag.name}`);
-  return names.length === 0 || names.every((name) => message.includes(name)) ? message : `${message} (${names.join(", ")})`;
+  return names.every((name) => message.includes(name)) ? message : `${message} (${names.join(", ")})`;
 }

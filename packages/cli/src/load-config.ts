@@ -49,7 +49,8 @@ let registered = false;
 export async function loadConfig(file: string): Promise<TrainConfig> {
   const path = resolve(file);
   const where = "llm train";
-  if (![".ts", ".mts", ".js", ".mjs"].includes(extname(path))) throw new OptionsError(`[${where}] expected a config file .ts, .mts, .js or .mjs, got ${file}`, { file });
+  if (![".ts", ".mts", ".js", ".mjs"].includes(extname(path)))
+    throw new OptionsError(`[${where}] expected a config file .ts, .mts, .js or .mjs, got ${file}`, { file });
   if (!existsSync(path)) throw new IoError(`[${where}] the config file ${file} does not exist`, { file });
   if (!registered) register("./typescript-worker.js", import.meta.url);
   registered = true;
@@ -59,15 +60,33 @@ export async function loadConfig(file: string): Promise<TrainConfig> {
     if (typeof exported === "function") exported = await (exported as () => unknown)();
   } catch (error) {
     if (LlmError.isInstance(error)) throw error;
-    throw new FormatError(`[${where}] cannot run the config file ${file}: ${(error as Error).message}`, { file }, error);
+    throw new FormatError(
+      `[${where}] cannot run the config file ${file}: ${(error as Error).message}`,
+      { file },
+      error,
+    );
   }
-  if (exported === undefined) throw new FormatError(`[${where}] ${file}: expected \`export default defineConfig({ … })\`, got no default export`, { file });
+  if (exported === undefined)
+    throw new FormatError(
+      `[${where}] ${file}: expected \`export default defineConfig({ … })\`, got no default export`,
+      { file },
+    );
   const result = v.safeParse(configSchema, exported);
-  const problems = result.success ? [] : result.issues.map((issue) => `${v.getDotPath(issue) ?? "config"}: ${issue.message}`);
-  for (const key of Object.keys((result.success && result.output.train) || {})) {
+  const problems = result.success
+    ? []
+    : result.issues.map(
+        (issue) => `${v.getDotPath(issue) ?? "config"}: ${issue.expected === "never" ? "no such key" : issue.message}`,
+      );
+  const run = (exported as TrainConfig | null)?.train;
+  for (const key of typeof run === "object" && run !== null ? Object.keys(run) : []) {
     const own = elsewhere.get(key);
     if (own !== undefined) problems.push(`train.${key}: set ${own} instead`);
-    else if (!(key in TrainOptions.entries)) problems.push(`train.${key}: no such option; train() has ${Object.keys(TrainOptions.entries).filter((name) => !elsewhere.has(name)).join(", ")}`);
+    else if (!(key in TrainOptions.entries))
+      problems.push(
+        `train.${key}: no such option; train() has ${Object.keys(TrainOptions.entries)
+          .filter((name) => !elsewhere.has(name))
+          .join(", ")}`,
+      );
   }
   if (problems.length > 0) throw new OptionsError(`[${where}] ${file}: ${problems.join("; ")}`, { file });
   // The parsed copy has defaults filled in, which would win over flags; what was written is handed on.

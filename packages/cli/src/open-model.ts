@@ -20,7 +20,10 @@ function baseOf(folder: string): string {
     throw new FormatError(`[llm] ${file} is not valid JSON: ${(error as Error).message}`, { file }, error);
   }
   if (typeof base === "string" && base !== "") return base;
-  throw new FormatError(`[llm] ${file} names no base_model_name_or_path; give the base model, and the adapter with --adapter`, { file });
+  throw new FormatError(
+    `[llm] ${file} names no base_model_name_or_path; give the base model, and the adapter with --adapter`,
+    { file },
+  );
 }
 
 /** @param adapter  PEFT folder to attach @throws {LlmError} nothing there, or nothing that can be loaded */
@@ -29,7 +32,10 @@ export async function openModel(name: string, options: LoadModelOptions, adapter
     const model = await loadModel(name, options);
     return adapter === undefined ? model : loadLora(model, adapter);
   }
-  if (adapter !== undefined) throw new OptionsError(`[llm] ${name} is an adapter already; give its base model with --adapter ${name} --adapter ${adapter}`);
+  if (adapter !== undefined)
+    throw new OptionsError(
+      `[llm] ${name} is an adapter already; give its base model with --adapter ${name} --adapter ${adapter}`,
+    );
   return loadLora(await loadModel(baseOf(name), options), name);
 }
 

@@ -73,7 +73,8 @@ async function report(error: unknown, { terminal, flags }: Run): Promise<number>
   const { red } = terminal.errorColors;
   terminal.endProgress();
   process.stderr.write(`${red("error")} ${message}\n`);
-  if ((process.env["LLM_DEBUG"] ?? "") !== "" && error instanceof Error) process.stderr.write(`${error.stack ?? ""}\n${error.cause === undefined ? "" : `cause: ${String(error.cause)}\n`}`);
+  if ((process.env["LLM_DEBUG"] ?? "") !== "" && error instanceof Error)
+    process.stderr.write(`${error.stack ?? ""}\n${error.cause === undefined ? "" : `cause: ${String(error.cause)}\n`}`);
   return usage ? exitCodes.usage : exitCodes.failure;
 }
 
@@ -111,7 +112,8 @@ async function parse(argv: readonly string[], run: Run): Promise<number> {
 
 /** Gives a command its arguments and flags; only the one that is asked for is loaded. */
 async function fill(command: Command, entry: CommandEntry, run: Run, end: (code: number) => void): Promise<void> {
-  const [definition, { addFlags, readFlags }]: [CommandDefinition<FlagGroups>, typeof import("./flags.js")] = await Promise.all([entry.load(), import("./flags.js")]);
+  const [definition, { addFlags, readFlags }]: [CommandDefinition<FlagGroups>, typeof import("./flags.js")] =
+    await Promise.all([entry.load(), import("./flags.js")]);
   command.description(definition.description);
   for (const { name, description, required, variadic } of definition.arguments) {
     const word = variadic ? `${name}...` : name;
@@ -120,11 +122,18 @@ async function fill(command: Command, entry: CommandEntry, run: Run, end: (code:
   const flags = addFlags(command, definition.groups);
   run.flags = flags;
   const width = Math.max(...definition.examples.map(([line]) => line.length));
-  const lines = definition.examples.map(([line, about]) => (width > 72 ? `  # ${about}\n  ${line}` : `  ${line.padEnd(width)}  # ${about}`));
+  const lines = definition.examples.map(([line, about]) =>
+    width > 72 ? `  # ${about}\n  ${line}` : `  ${line.padEnd(width)}  # ${about}`,
+  );
   command.addHelpText("after", `\nExamples:\n${lines.join("\n")}`);
   command.action(async () => {
     const values = readFlags(command, flags, definition.groups);
-    const ended = await definition.run({ args: command.args, values, signal: run.stop.controller.signal, terminal: run.terminal });
+    const ended = await definition.run({
+      args: command.args,
+      values,
+      signal: run.stop.controller.signal,
+      terminal: run.terminal,
+    });
     end(ended ?? exitCodes.ok);
   });
 }

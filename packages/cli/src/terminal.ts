@@ -24,8 +24,8 @@ export class Terminal {
   /** For stderr. */
   readonly errorColors: Colors = createColors(takesColors(process.stderr));
   /** stdout is read by a person. */
-  readonly interactive: boolean = process.stdout.isTTY === true;
-  readonly #bar: boolean = process.stderr.isTTY === true;
+  readonly interactive: boolean = Boolean(process.stdout.isTTY);
+  readonly #bar: boolean = Boolean(process.stderr.isTTY);
   #drawn = false;
   #drawnAt = 0;
 
@@ -68,7 +68,7 @@ export class Terminal {
     this.#drawnAt = now;
     const filled = total === undefined ? -1 : Math.round((Math.min(done ?? 0, total) / Math.max(total, 1)) * 24);
     const bar = filled < 0 ? "" : `${"█".repeat(filled)}${"░".repeat(24 - filled)} `;
-    process.stderr.write(clearLine + fit(bar + text, process.stderr.columns ?? 80));
+    process.stderr.write(clearLine + fit(bar + text, process.stderr.columns || 80));
   }
 
   /** Removes the line of progress. */

@@ -35,9 +35,17 @@ interface Loaded {
 }
 
 /** Node's load hook. */
-export async function load(url: string, context: object, next: (url: string, context: object) => Promise<Loaded>): Promise<Loaded> {
+export async function load(
+  url: string,
+  context: object,
+  next: (url: string, context: object) => Promise<Loaded>,
+): Promise<Loaded> {
   if (!url.startsWith("file:") || !/\.m?ts$/.test(new URL(url).pathname)) return next(url, context);
   const file = fileURLToPath(url);
-  const { code } = transform(await readFile(file, "utf8"), { transforms: ["typescript"], disableESTransforms: true, filePath: file });
+  const { code } = transform(await readFile(file, "utf8"), {
+    transforms: ["typescript"],
+    disableESTransforms: true,
+    filePath: file,
+  });
   return { format: "module", source: code, shortCircuit: true };
 }

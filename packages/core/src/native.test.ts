@@ -14,7 +14,17 @@ const copy = pathToFileURL(join(scratch, "copy.mjs")).href;
 beforeAll(async () => {
   // The package in one file: programs start at once, and a second copy is a second file.
   const entry = { index: fileURLToPath(new URL("./index.ts", import.meta.url)) };
-  await build({ config: false, entry, outDir: scratch, format: "esm", target: "node20", silent: true, clean: false, noExternal: [/./], outExtension: () => ({ js: ".mjs" }) });
+  await build({
+    config: false,
+    entry,
+    outDir: scratch,
+    format: "esm",
+    target: "node20",
+    silent: true,
+    clean: false,
+    noExternal: [/./],
+    outExtension: () => ({ js: ".mjs" }),
+  });
   copyFileSync(new URL(core), new URL(copy));
 });
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));
@@ -64,11 +74,17 @@ describe("loading the native core", () => {
     expect(absent["code"]).toBe("NATIVE_MISSING");
     expect(absent["message"]).toMatch(/nothing\.node: no such file[^]*npm run build/);
     writeFileSync(join(scratch, "broken.node"), "no machine code");
-    expect(run(program, { LLM_NATIVE: join(scratch, "broken.node") })).toMatchObject({ code: "NATIVE_MISSING", message: expect.stringContaining("broken.node") });
+    expect(run(program, { LLM_NATIVE: join(scratch, "broken.node") })).toMatchObject({
+      code: "NATIVE_MISSING",
+      message: expect.stringContaining("broken.node"),
+    });
   });
 
   it("says which instruction set it runs, and takes a lower one from LLM_CPU_ISA", () => {
     const program = `import { nativeDoctor } from "${core}"; console.log(JSON.stringify(nativeDoctor()));`;
-    expect(run(program, { LLM_CPU_ISA: "scalar" })).toMatchObject({ isa: "scalar", detectedIsa: nativeDoctor().detectedIsa });
+    expect(run(program, { LLM_CPU_ISA: "scalar" })).toMatchObject({
+      isa: "scalar",
+      detectedIsa: nativeDoctor().detectedIsa,
+    });
   });
 });

@@ -41,7 +41,8 @@ describe("a Plan", () => {
 
   it("is an error where a value is read or written, and recording goes on being possible", () => {
     const x = tensor([1, 2]);
-    for (const body of [() => x.dataSync(), () => x.write(new Float32Array(2)), () => native.silu(x).itemSync(), () => tensor([1])]) {
+    const bodies: (() => unknown)[] = [() => x.dataSync(), () => x.write(new Float32Array(2)), () => native.silu(x).itemSync(), () => tensor([1])];
+    for (const body of bodies) {
       expect(() => recordPlan(body)).toThrow(PlanError);
     }
     expect(() => recordPlan(() => recordPlan(() => 0))).toThrow(/being recorded on this thread already/);

@@ -27,14 +27,14 @@ const ops = async (env: Record<string, string>, ...args: string[]): Promise<stri
 describe("the op cases, bundled into one file", () => {
   const { detectedIsa } = nativeDoctor();
   it.each(variants.slice(0, variants.indexOf(detectedIsa) + 1))("pass with the %s kernels", async (isa) => {
-    const output = await ops({ LLM_CPU_ISA: isa }, "--limit", "6000");
+    const output = await ops({ LLM_CPU_ISA: isa }, "--limit", "6000", "--inline");
     expect(output).toMatch(new RegExp(`^isa ${isa},`));
     expect(Number(/(\d+) passed, 0 failed/.exec(output)?.[1])).toBeGreaterThan(800);
   });
 
   it("give the same bits with one thread, two and three", async () => {
     const digest = async (threads: number): Promise<string | undefined> => {
-      const output = await ops({ LLM_NUM_THREADS: String(threads) }, "--digest");
+      const output = await ops({ LLM_NUM_THREADS: String(threads) }, "--digest", "--inline");
       expect(output).toContain(`, ${threads} thread`);
       return /^digest (\w+)$/m.exec(output)?.[1];
     };

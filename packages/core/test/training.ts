@@ -1,5 +1,5 @@
 /** A tiny training loop, the same in every thread. */
-import { backward, createAdamW, embedding, linear, linearCrossEntropy, randomNormal, rmsNorm, scope, swiglu, synchronize, tensor, type Tensor } from "@llm/core";
+import { backward, createAdamW, embedding, linear, linearCrossEntropy, randomNormal, rmsNorm, scope, swiglu, synchronize, tensor, type Tensor } from "../src/index.js";
 
 /** Trains for some steps and returns the bits of the parameters; what it made stays with the caller's thread when `dispose` is not called. */
 export function trainTiny(steps: number, seed: number): { bits: string; dispose: () => void } {

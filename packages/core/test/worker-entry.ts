@@ -1,6 +1,6 @@
 /** The other side of workers.test.ts: runs in a worker thread, started from a bundle. */
 import { parentPort, workerData } from "node:worker_threads";
-import { matmul, memory, native, randomNormal, recordPlan, tensor, type Tensor } from "@llm/core";
+import { matmul, memory, native, randomNormal, recordPlan, tensor, type Tensor } from "../src/index.js";
 import { trainTiny } from "./training.js";
 
 /** What a worker is told to do. */

@@ -10,10 +10,16 @@ const outsideRoles: ReadonlySet<string> = new Set(["user", "tool"]);
  * a placeholder there, and that stretch is encoded as plain text. (SentencePiece tokenizers see an added space around such a stretch.)
  * @throws {UnsupportedError} no template  @throws {FormatError} the template refuses the messages
  */
-export function encodeChat(tokenizer: Tokenizer, messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): TokenIds {
+export function encodeChat(
+  tokenizer: Tokenizer,
+  messages: readonly ChatMessage[],
+  options: ChatTemplateOptions = {},
+): TokenIds {
   const guard = new SpecialTokenGuard(tokenizer);
   const guarded = messages.map((message) =>
-    outsideRoles.has(message.role) && message.content ? { ...message, content: guard.protect(message.content) } : message,
+    outsideRoles.has(message.role) && message.content
+      ? { ...message, content: guard.protect(message.content) }
+      : message,
   );
   return guard.encode(tokenizer.applyChatTemplate(guarded, { addGenerationPrompt: true, ...options }));
 }
@@ -28,8 +34,11 @@ class SpecialTokenGuard {
 
   constructor(tokenizer: Tokenizer) {
     this.tokenizer = tokenizer;
-    const specials = [...tokenizer.specialTokens.keys()].filter((text) => text !== "").sort((a, b) => b.length - a.length);
-    if (specials.length > 0) this.specials = new RegExp(specials.map((text) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")).join("|"), "g");
+    const specials = [...tokenizer.specialTokens.keys()]
+      .filter((text) => text !== "")
+      .sort((a, b) => b.length - a.length);
+    if (specials.length > 0)
+      this.specials = new RegExp(specials.map((text) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")).join("|"), "g");
   }
 
   /** The text with a placeholder for each special token. */
@@ -44,7 +53,12 @@ class SpecialTokenGuard {
     const pieces = text.split(new RegExp(`\u27e8${this.nonce}(\\d+)\u27e9`));
     const ids = pieces.flatMap((piece, i) => {
       const literal = i % 2 === 1;
-      return [...this.tokenizer.encode(literal ? this.texts[Number(piece)]! : piece, { addSpecialTokens: false, parseSpecial: !literal })];
+      return [
+        ...this.tokenizer.encode(literal ? this.texts[Number(piece)]! : piece, {
+          addSpecialTokens: false,
+          parseSpecial: !literal,
+        }),
+      ];
     });
     return Int32Array.from(ids);
   }

@@ -3,7 +3,12 @@ import { native, noGrad, OptionsError, scope, type Tensor, tensor } from "@llm/c
 import { ContiguousCache } from "./attention-cache.js";
 import { createInputs } from "./decoder.js";
 import type { CausalLM } from "./model.js";
-import { parseGenerateOptions, type ResolvedGenerateOptions, samplingParameters, seedWords } from "./generate-options.js";
+import {
+  parseGenerateOptions,
+  type ResolvedGenerateOptions,
+  samplingParameters,
+  seedWords,
+} from "./generate-options.js";
 import { StopMatcher } from "./stop.js";
 import type { GenerateEvent, GenerateOptions, Prompt, TokenLogprob } from "./types.js";
 
@@ -23,7 +28,12 @@ export class Generation {
   private heldIds: number[] = [];
   private heldLogprobs: TokenLogprob[] = [];
 
-  constructor(model: Pick<CausalLM, "tokenizer" | "eosTokenIds" | "maxTokens">, index: number, promptIds: Int32Array, options: ResolvedGenerateOptions) {
+  constructor(
+    model: Pick<CausalLM, "tokenizer" | "eosTokenIds" | "maxTokens">,
+    index: number,
+    promptIds: Int32Array,
+    options: ResolvedGenerateOptions,
+  ) {
     this.index = index;
     this.promptIds = promptIds;
     this.options = options;
@@ -92,16 +102,23 @@ export class Generation {
  * @see LanguageModel.generate
  * @throws {OptionsError} a prompt that leaves no room for a token (`data.reason` = "context_length_exceeded")
  */
-export async function* generateTokens(model: CausalLM, prompts: Prompt[], options: GenerateOptions): AsyncGenerator<GenerateEvent> {
+export async function* generateTokens(
+  model: CausalLM,
+  prompts: Prompt[],
+  options: GenerateOptions,
+): AsyncGenerator<GenerateEvent> {
   const o = parseGenerateOptions(options, "generate");
   const all = prompts.map((p, i) => new Generation(model, i, model.encodePrompt(p), o));
   for (const { index, promptIds } of all) {
     if (promptIds.length + Math.min(o.maxTokens, 1) <= model.maxTokens) continue;
-    throw new OptionsError(`[generate] expected at most ${model.maxTokens} tokens of prompt and output, prompt ${index} has ${promptIds.length}`, {
-      reason: "context_length_exceeded",
-      promptTokens: promptIds.length,
-      maxTokens: model.maxTokens,
-    });
+    throw new OptionsError(
+      `[generate] expected at most ${model.maxTokens} tokens of prompt and output, prompt ${index} has ${promptIds.length}`,
+      {
+        reason: "context_length_exceeded",
+        promptTokens: promptIds.length,
+        maxTokens: model.maxTokens,
+      },
+    );
   }
   for (const g of all) if (g.finished) yield g.finish();
   let running = all.filter((g) => !g.finished);
@@ -123,7 +140,11 @@ export async function* generateTokens(model: CausalLM, prompts: Prompt[], option
       const before = running.map((g) => (first ? 0 : g.length - 1));
       const step = noGrad(() =>
         scope(() => {
-          cache.plan(running.map((g) => rowOf.get(g)!), news.map((n) => n.length), before);
+          cache.plan(
+            running.map((g) => rowOf.get(g)!),
+            news.map((n) => n.length),
+            before,
+          );
           const cu = [0];
           const ids: number[] = [];
           const positions: number[] = [];
@@ -134,7 +155,10 @@ export async function* generateTokens(model: CausalLM, prompts: Prompt[], option
             });
             cu.push(ids.length);
           });
-          const hidden = decoder.forward(createInputs(Int32Array.from(ids), Int32Array.from(positions), Int32Array.from(cu)), { cache });
+          const hidden = decoder.forward(
+            createInputs(Int32Array.from(ids), Int32Array.from(positions), Int32Array.from(cu)),
+            { cache },
+          );
           const last = native.gatherRows(hidden, tensor(Int32Array.from(cu.slice(1), (n) => n - 1)));
           return sampleStep(decoder.logits(last), running, o);
         }),
@@ -151,7 +175,14 @@ export async function* generateTokens(model: CausalLM, prompts: Prompt[], option
         const info: TokenLogprob | undefined =
           o.logprobs === undefined
             ? undefined
-            : { id, logprob: Number(logprob![i]), top: Array.from({ length: k }, (_, j) => ({ id: Number(topIds![i * k + j]), logprob: Number(topValues![i * k + j]) })) };
+            : {
+                id,
+                logprob: Number(logprob![i]),
+                top: Array.from({ length: k }, (_, j) => ({
+                  id: Number(topIds![i * k + j]),
+                  logprob: Number(topValues![i * k + j]),
+                })),
+              };
         const event = g.push(id, info);
         if (event) events.push(event);
         if (g.finished) events.push(g.finish());
@@ -192,4 +223,3 @@ function sampleStep(logits_BV: Tensor, running: readonly Generation[], o: Resolv
   const logprob = own ? native.tokenLogprobs(logits_BV, ids)[0] : undefined;
   return { ids, logprob, topValues: top?.[0], topIds: top?.[1] };
 }
-

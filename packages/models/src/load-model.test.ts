@@ -18,7 +18,8 @@ function logitsOf(model: CausalLM): Float32Array {
   t.dispose();
   return values;
 }
-const difference = (a: Float32Array, b: Float32Array): number => a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0);
+const difference = (a: Float32Array, b: Float32Array): number =>
+  a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0);
 
 async function saved(options: Parameters<typeof tinyModel>[0] = {}, dtype?: "f32" | "bf16" | "f16"): Promise<string> {
   const folder = mkdtempSync(join(scratch, "m-"));
@@ -41,26 +42,33 @@ describe("dtypes of weights", () => {
   it.each([
     ["bf16", 2 ** -8],
     ["f16", 2 ** -11],
-  ] as const)("a %s folder loads as it is, casts to f32 exactly, and computes what f32 computes within rounding", async (dtype, unit) => {
-    const folder = await saved({ std: 0.3 }, dtype);
-    expect(JSON.parse(readFileSync(join(folder, "config.json"), "utf8"))).toMatchObject({ torch_dtype: dtype === "bf16" ? "bfloat16" : "float16" });
-    const narrow = await loadModel(folder);
-    const wide = await loadModel(folder, { dtype: "f32" });
-    expect([narrow.dtype, wide.dtype]).toEqual([dtype, "f32"]);
-    for (const [name, t] of narrow.decoder.namedTensors()) expect(t.dtype, name).toBe(dtype);
-    const castWeights = new Map(wide.decoder.namedTensors());
-    for (const [name, t] of narrow.decoder.namedTensors()) expect(castWeights.get(name)!.dataSync(), name).toEqual(t.dataSync());
-    const [a, b] = [logitsOf(narrow), logitsOf(wide)];
-    const scale = b.reduce((m, x) => Math.max(m, Math.abs(x)), 0);
-    expect(difference(a, b)).toBeLessThan(scale * unit * 16);
-    expect(difference(a, b)).toBeGreaterThan(0);
-    for (const model of [narrow, wide]) {
-      let tokens = 0;
-      for await (const e of model.generate(["abc"], { maxTokens: 6, ignoreEos: true })) if (e.type === "finish") tokens = e.tokenIds.length;
-      expect(tokens).toBe(6);
-      model.dispose();
-    }
-  });
+  ] as const)(
+    "a %s folder loads as it is, casts to f32 exactly, and computes what f32 computes within rounding",
+    async (dtype, unit) => {
+      const folder = await saved({ std: 0.3 }, dtype);
+      expect(JSON.parse(readFileSync(join(folder, "config.json"), "utf8"))).toMatchObject({
+        torch_dtype: dtype === "bf16" ? "bfloat16" : "float16",
+      });
+      const narrow = await loadModel(folder);
+      const wide = await loadModel(folder, { dtype: "f32" });
+      expect([narrow.dtype, wide.dtype]).toEqual([dtype, "f32"]);
+      for (const [name, t] of narrow.decoder.namedTensors()) expect(t.dtype, name).toBe(dtype);
+      const castWeights = new Map(wide.decoder.namedTensors());
+      for (const [name, t] of narrow.decoder.namedTensors())
+        expect(castWeights.get(name)!.dataSync(), name).toEqual(t.dataSync());
+      const [a, b] = [logitsOf(narrow), logitsOf(wide)];
+      const scale = b.reduce((m, x) => Math.max(m, Math.abs(x)), 0);
+      expect(difference(a, b)).toBeLessThan(scale * unit * 16);
+      expect(difference(a, b)).toBeGreaterThan(0);
+      for (const model of [narrow, wide]) {
+        let tokens = 0;
+        for await (const e of model.generate(["abc"], { maxTokens: 6, ignoreEos: true }))
+          if (e.type === "finish") tokens = e.tokenIds.length;
+        expect(tokens).toBe(6);
+        model.dispose();
+      }
+    },
+  );
 
   it("f32 → bf16 at load equals saving as bf16", async () => {
     const [asF32, asBf16] = [await saved({ seed: 2 }), await saved({ seed: 2 }, "bf16")];
@@ -74,9 +82,15 @@ describe("dtypes of weights", () => {
 describe("what a folder may not be", () => {
   it("an absent device, an unknown option, a broken config: typed errors that say what was expected", async () => {
     const folder = await saved();
-    await expect(loadModel(folder, { device: "cuda" })).rejects.toMatchObject({ code: "UNSUPPORTED", message: /"cuda" is not available/ });
+    await expect(loadModel(folder, { device: "cuda" })).rejects.toMatchObject({
+      code: "UNSUPPORTED",
+      message: /"cuda" is not available/,
+    });
     expect(() => createModel({}, byteTokenizer(), { device: "cuda" })).toThrow(/"cuda" is not available/);
-    await expect(loadModel(folder, { dtpye: "f32" } as never)).rejects.toMatchObject({ code: "OPTIONS", message: /dtpye/ });
+    await expect(loadModel(folder, { dtpye: "f32" } as never)).rejects.toMatchObject({
+      code: "OPTIONS",
+      message: /dtpye/,
+    });
     edit(folder, (c) => (c["rope_magic"] = 1));
     await expect(loadModel(folder)).rejects.toMatchObject({ code: "UNSUPPORTED", message: /rope_magic/ });
     edit(folder, (c) => {
@@ -102,12 +116,24 @@ describe("what a folder may not be", () => {
     handle.close();
     const before = memory().liveTensors;
     const lost = "model.layers.1.mlp.down_proj.weight";
-    await writeSafetensors(folder, tensors.filter((t) => t.name !== lost));
+    await writeSafetensors(
+      folder,
+      tensors.filter((t) => t.name !== lost),
+    );
     await expect(loadModel(folder)).rejects.toMatchObject({ code: "FORMAT", message: new RegExp(lost) });
-    await writeSafetensors(folder, [...tensors, { name: "model.extra", dtype: "F32", shape: [1], byteLength: 4, bytes: () => new Uint8Array(4) }]);
+    await writeSafetensors(folder, [
+      ...tensors,
+      { name: "model.extra", dtype: "F32", shape: [1], byteLength: 4, bytes: () => new Uint8Array(4) },
+    ]);
     await expect(loadModel(folder)).rejects.toMatchObject({ code: "FORMAT", message: /model\.extra/ });
-    await writeSafetensors(folder, tensors.map((t) => (t.name === lost ? { ...t, shape: [...t.shape].reverse() } : t)));
-    await expect(loadModel(folder)).rejects.toMatchObject({ code: "SHAPE", message: /must be \[32, 64\], got \[64, 32\]/ });
+    await writeSafetensors(
+      folder,
+      tensors.map((t) => (t.name === lost ? { ...t, shape: [...t.shape].reverse() } : t)),
+    );
+    await expect(loadModel(folder)).rejects.toMatchObject({
+      code: "SHAPE",
+      message: /must be \[32, 64\], got \[64, 32\]/,
+    });
     await collected(() => memory().liveTensors <= before);
     expect(memory().liveTensors).toBeLessThanOrEqual(before);
   });

@@ -2,7 +2,19 @@
 import { existsSync, readFileSync } from "node:fs";
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type DType, FormatError, IoError, type Linear, noGrad, NumericError, parseOptions, scope, type Tensor, UnsupportedError, writeSafetensors } from "@llm/core";
+import {
+  type DType,
+  FormatError,
+  IoError,
+  type Linear,
+  noGrad,
+  NumericError,
+  parseOptions,
+  scope,
+  type Tensor,
+  UnsupportedError,
+  writeSafetensors,
+} from "@llm/core";
 import * as v from "valibot";
 import { findModelDefinition } from "./arch/index.js";
 import type { DecoderSpec, ModelDefinition } from "./arch/spec.js";
@@ -14,7 +26,16 @@ import { generateTokens } from "./generate.js";
 import { resolveModelFolder } from "./hub/pull.js";
 import { scoreContinuations } from "./score.js";
 import { loadTokenizer } from "./tokenizer/index.js";
-import type { GenerateEvent, GenerateOptions, LanguageModel, Prompt, Score, TokenBatch, TokenIds, Tokenizer } from "./types.js";
+import type {
+  GenerateEvent,
+  GenerateOptions,
+  LanguageModel,
+  Prompt,
+  Score,
+  TokenBatch,
+  TokenIds,
+  Tokenizer,
+} from "./types.js";
 import { randomDecoder, readDecoder } from "./weights.js";
 
 const floats = v.picklist(["f32", "bf16", "f16"]);
@@ -121,7 +142,10 @@ export class CausalLM implements LanguageModel {
   }
 
   /** Final hidden states [T, C] of a packed batch; under the tape when gradients are on. */
-  hidden(batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">, options: { checkpointing?: boolean } = {}): Tensor {
+  hidden(
+    batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">,
+    options: { checkpointing?: boolean } = {},
+  ): Tensor {
     return this.decoder.forward(createInputs(batch.ids_T, batch.positions_T, batch.cuSeqlens_B1), options);
   }
 
@@ -146,7 +170,11 @@ export class CausalLM implements LanguageModel {
     const ids = encodePrompt(this.tokenizer, prompt);
     const { vocabSize } = this.spec;
     const outside = ids.findIndex((id) => id < 0 || id >= vocabSize);
-    if (outside >= 0) throw new NumericError(`[generate] prompt token ${outside} must be in [0, ${vocabSize}), got ${ids[outside]}`, { index: outside, id: ids[outside] });
+    if (outside >= 0)
+      throw new NumericError(`[generate] prompt token ${outside} must be in [0, ${vocabSize}), got ${ids[outside]}`, {
+        index: outside,
+        id: ids[outside],
+      });
     return ids;
   }
 
@@ -163,10 +191,15 @@ export class CausalLM implements LanguageModel {
     await mkdir(folder, { recursive: true });
     const names: Record<string, string> = { f32: "float32", bf16: "bfloat16", f16: "float16" };
     const { dtype: _dtype, quantization_config: _quantization, ...plain } = this.config;
-    const config = { ...plain, torch_dtype: names[plan.dtype], ...(plan.quantization ? { quantization_config: plan.quantization } : {}) };
+    const config = {
+      ...plain,
+      torch_dtype: names[plan.dtype],
+      ...(plan.quantization ? { quantization_config: plan.quantization } : {}),
+    };
     await this.tokenizer.save(folder);
     await writeJson(join(folder, "config.json"), config);
-    if (Object.keys(this.generationConfig).length > 0) await writeJson(join(folder, "generation_config.json"), this.generationConfig);
+    if (Object.keys(this.generationConfig).length > 0)
+      await writeJson(join(folder, "generation_config.json"), this.generationConfig);
     const { files, totalBytes } = await writeSafetensors(folder, plan.sources, { maxShardBytes: maxShardSize });
     return { files, totalBytes, denseInFile: plan.denseInFile };
   }
@@ -183,7 +216,11 @@ export class CausalLM implements LanguageModel {
 
 /** Layout of a single sequence. */
 export function sequenceInputs(ids: TokenIds): DecoderInputs {
-  return createInputs(ids, Int32Array.from(ids, (_, i) => i), Int32Array.of(0, ids.length));
+  return createInputs(
+    ids,
+    Int32Array.from(ids, (_, i) => i),
+    Int32Array.of(0, ids.length),
+  );
 }
 
 /**
@@ -194,14 +231,24 @@ export function encodePrompt(tokenizer: Tokenizer, prompt: Prompt): TokenIds {
   let ids: TokenIds;
   if (prompt instanceof Int32Array) ids = prompt;
   else if (typeof prompt === "string") ids = tokenizer.encode(prompt);
-  else ids = encodeChat(tokenizer, prompt.messages, { ...(prompt.tools ? { tools: prompt.tools } : {}), ...(prompt.template ? { template: prompt.template } : {}) });
+  else
+    ids = encodeChat(tokenizer, prompt.messages, {
+      ...(prompt.tools ? { tools: prompt.tools } : {}),
+      ...(prompt.template ? { template: prompt.template } : {}),
+    });
   if (ids.length === 0) throw new FormatError("[generate] the prompt is empty: it needs at least one token");
   return ids;
 }
 
 /** End tokens: generation_config.json's, else config.json's, plus the tokenizer's. */
-function endTokens(config: Record<string, unknown>, generation: Readonly<Record<string, unknown>>, tokenizer: Tokenizer): number[] {
-  const list = [generation["eos_token_id"] ?? config["eos_token_id"], tokenizer.eosTokenId].flat().filter((id): id is number => typeof id === "number");
+function endTokens(
+  config: Record<string, unknown>,
+  generation: Readonly<Record<string, unknown>>,
+  tokenizer: Tokenizer,
+): number[] {
+  const list = [generation["eos_token_id"] ?? config["eos_token_id"], tokenizer.eosTokenId]
+    .flat()
+    .filter((id): id is number => typeof id === "number");
   return [...new Set(list)];
 }
 
@@ -209,7 +256,8 @@ function readJson(path: string): Record<string, unknown> {
   try {
     return JSON.parse(readFileSync(path, "utf8")) as Record<string, unknown>;
   } catch (error) {
-    if (error instanceof SyntaxError) throw new FormatError(`[loadModel] ${path} is not valid JSON: ${error.message}`, { file: path }, error);
+    if (error instanceof SyntaxError)
+      throw new FormatError(`[loadModel] ${path} is not valid JSON: ${error.message}`, { file: path }, error);
     throw new IoError(`[loadModel] cannot read ${path}: ${(error as Error).message}`, { file: path }, error);
   }
 }
@@ -238,7 +286,10 @@ export function modelSpec(config: Record<string, unknown>): { definition: ModelD
 export async function loadModel(nameOrFolder: string, options: LoadModelOptions = {}): Promise<CausalLM> {
   const o = parseOptions(LoadModelOptions, options, "loadModel");
   checkDevice(o.device);
-  const folder = await resolveModelFolder(nameOrFolder, { ...(o.revision ? { revision: o.revision } : {}), ...(o.source ? { source: o.source } : {}) });
+  const folder = await resolveModelFolder(nameOrFolder, {
+    ...(o.revision ? { revision: o.revision } : {}),
+    ...(o.source ? { source: o.source } : {}),
+  });
   const config = readJson(join(folder, "config.json"));
   const { definition, spec } = modelSpec(config);
   let awq: AwqConfig | undefined;
@@ -263,11 +314,20 @@ export const CreateModelOptions = v.strictObject({
 export type CreateModelOptions = v.InferInput<typeof CreateModelOptions>;
 
 /** A model of random weights from a config.json object. */
-export function createModel(config: Record<string, unknown>, tokenizer: Tokenizer, options: CreateModelOptions = {}): CausalLM {
+export function createModel(
+  config: Record<string, unknown>,
+  tokenizer: Tokenizer,
+  options: CreateModelOptions = {},
+): CausalLM {
   const o = parseOptions(CreateModelOptions, options, "createModel");
   checkDevice(o.device);
   const { definition, spec } = modelSpec(config);
   const std = o.initStd ?? (typeof config["initializer_range"] === "number" ? config["initializer_range"] : 0.02);
   const decoder = randomDecoder(definition, spec, { seed: o.seed, dtype: o.dtype, std });
-  return new CausalLM({ definition, config: { architectures: [definition.architecture], ...config }, decoder, tokenizer });
+  return new CausalLM({
+    definition,
+    config: { architectures: [definition.architecture], ...config },
+    decoder,
+    tokenizer,
+  });
 }

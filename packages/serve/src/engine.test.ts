@@ -4,13 +4,31 @@ import { type CausalLM, createModel, type GenerateOptions, trainBpe } from "@llm
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createEngine, type EngineOptions } from "./engine.js";
 
-const prompts = ["hello world", "a", "the quick brown fox jumps over the lazy dog", "the quick brown fox", "zzz", "12 + 30 =", "the quick brown fox jumps again and again"];
+const prompts = [
+  "hello world",
+  "a",
+  "the quick brown fox jumps over the lazy dog",
+  "the quick brown fox",
+  "zzz",
+  "12 + 30 =",
+  "the quick brown fox jumps again and again",
+];
 let model: CausalLM;
 
 beforeAll(() => {
   const tokenizer = trainBpe(prompts, { vocabSize: 300, specialTokens: ["<|endoftext|>"], eosToken: "<|endoftext|>" });
   model = createModel(
-    { model_type: "qwen2", vocab_size: 320, hidden_size: 48, intermediate_size: 80, num_hidden_layers: 2, num_attention_heads: 6, num_key_value_heads: 2, max_position_embeddings: 128, tie_word_embeddings: true },
+    {
+      model_type: "qwen2",
+      vocab_size: 320,
+      hidden_size: 48,
+      intermediate_size: 80,
+      num_hidden_layers: 2,
+      num_attention_heads: 6,
+      num_key_value_heads: 2,
+      max_position_embeddings: 128,
+      tie_word_embeddings: true,
+    },
     tokenizer,
     { seed: 3, initStd: 0.3 },
   );
@@ -21,7 +39,8 @@ afterAll(() => model.dispose());
 async function reference(options: GenerateOptions): Promise<number[][]> {
   const all: number[][] = [];
   for (const [i, prompt] of prompts.entries()) {
-    for await (const e of model.generate([prompt], { ...options, seed: (options.seed ?? 0) + i })) if (e.type === "finish") all.push(e.tokenIds);
+    for await (const e of model.generate([prompt], { ...options, seed: (options.seed ?? 0) + i }))
+      if (e.type === "finish") all.push(e.tokenIds);
   }
   return all;
 }
@@ -51,13 +70,20 @@ describe("engine", () => {
 
   it("gives the same tokens with chunked prompts, few blocks and preemption", async () => {
     const expected = await reference(greedy);
-    expect(await served({ maxBatchSize: 4, maxBatchTokens: 5, maxTokens: 80, kvCache: { blockSize: 4, maxEntryCount: 24 } }, greedy)).toEqual(expected);
+    expect(
+      await served(
+        { maxBatchSize: 4, maxBatchTokens: 5, maxTokens: 80, kvCache: { blockSize: 4, maxEntryCount: 24 } },
+        greedy,
+      ),
+    ).toEqual(expected);
   });
 
   it("reuses a known prefix and says so", async () => {
     const engine = await createEngine(model, { kvCache: { blockSize: 4 } });
     const usage: (number | undefined)[] = [];
-    for (let i = 0; i < 2; i++) for await (const e of engine.stream({ prompt: prompts[2]!, maxTokens: 4, ignoreEos: true })) if (e.type === "finish") usage.push(e.usage.cachedTokens);
+    for (let i = 0; i < 2; i++)
+      for await (const e of engine.stream({ prompt: prompts[2]!, maxTokens: 4, ignoreEos: true }))
+        if (e.type === "finish") usage.push(e.usage.cachedTokens);
     expect(usage[0]).toBeUndefined();
     expect(usage[1]).toBeGreaterThan(0);
     await engine.dispose();
@@ -67,12 +93,22 @@ describe("engine", () => {
     const engine = await createEngine(model);
     const ids: number[][] = [[], []];
     const logprobs: number[][] = [[], []];
-    for await (const e of engine.stream({ prompt: prompts[0]!, n: 2, maxTokens: 6, ignoreEos: true, temperature: 1, logprobs: 2 })) {
+    for await (const e of engine.stream({
+      prompt: prompts[0]!,
+      n: 2,
+      maxTokens: 6,
+      ignoreEos: true,
+      temperature: 1,
+      logprobs: 2,
+    })) {
       if (e.type !== "text-delta") continue;
       ids[e.index]!.push(...e.tokenIds);
       for (const l of e.logprobs!) logprobs[e.index]!.push(l.logprob);
     }
-    const scores = await model.score(model.encodePrompt(prompts[0]!), ids.map((list) => Int32Array.from(list)));
+    const scores = await model.score(
+      model.encodePrompt(prompts[0]!),
+      ids.map((list) => Int32Array.from(list)),
+    );
     for (const i of [0, 1]) {
       expect(ids[i]).toHaveLength(6);
       logprobs[i]!.forEach((l, t) => expect(l).toBeCloseTo(scores[i]!.tokenLogprobs[t]!, 4));
@@ -84,14 +120,20 @@ describe("engine", () => {
     const engine = await createEngine(model);
     const controller = new AbortController();
     const aborted = (async () => {
-      for await (const e of engine.stream({ prompt: "a", maxTokens: 100, ignoreEos: true, signal: controller.signal })) {
+      for await (const e of engine.stream({
+        prompt: "a",
+        maxTokens: 100,
+        ignoreEos: true,
+        signal: controller.signal,
+      })) {
         if (e.type === "text-delta") controller.abort();
         if (e.type === "finish") return e.reason;
       }
       return "ended";
     })();
     const other = (async () => {
-      for await (const e of engine.stream({ prompt: "zzz", maxTokens: 20, ignoreEos: true })) if (e.type === "finish") return e.tokenIds.length;
+      for await (const e of engine.stream({ prompt: "zzz", maxTokens: 20, ignoreEos: true }))
+        if (e.type === "finish") return e.tokenIds.length;
       return 0;
     })();
     expect(["abort", "ended"]).toContain(await aborted);
@@ -120,36 +162,62 @@ describe("engine", () => {
 });
 
 describe("engine over other models and caches", () => {
-  const small = { hidden_size: 48, intermediate_size: 80, num_hidden_layers: 2, num_attention_heads: 6, num_key_value_heads: 2, max_position_embeddings: 128, vocab_size: 320 };
+  const small = {
+    hidden_size: 48,
+    intermediate_size: 80,
+    num_hidden_layers: 2,
+    num_attention_heads: 6,
+    num_key_value_heads: 2,
+    max_position_embeddings: 128,
+    vocab_size: 320,
+  };
   const long = "the quick brown fox jumps over the lazy dog again and again and again";
 
-  async function both(of: CausalLM, engineOptions: EngineOptions, options: GenerateOptions): Promise<[number[][], number[][]]> {
+  async function both(
+    of: CausalLM,
+    engineOptions: EngineOptions,
+    options: GenerateOptions,
+  ): Promise<[number[][], number[][]]> {
     const [alone, together]: [number[][], number[][]] = [[], []];
     for (const [i, prompt] of [long, ...prompts].entries()) {
-      for await (const e of of.generate([prompt], { ...options, seed: i })) if (e.type === "finish") alone.push(e.tokenIds);
+      for await (const e of of.generate([prompt], { ...options, seed: i }))
+        if (e.type === "finish") alone.push(e.tokenIds);
     }
     const engine = await createEngine(of, engineOptions);
-    for await (const e of engine.generate([long, ...prompts], options)) if (e.type === "finish") together[e.index] = e.tokenIds;
+    for await (const e of engine.generate([long, ...prompts], options))
+      if (e.type === "finish") together[e.index] = e.tokenIds;
     await engine.dispose();
     return [alone, together];
   }
 
   it.each([
     ["mistral with a window shorter than the prompt", { model_type: "mistral", sliding_window: 8 }, "f32"],
-    ["qwen2 with a window in its upper layer", { model_type: "qwen2", use_sliding_window: true, sliding_window: 6, max_window_layers: 1 }, "f32"],
+    [
+      "qwen2 with a window in its upper layer",
+      { model_type: "qwen2", use_sliding_window: true, sliding_window: 6, max_window_layers: 1 },
+      "f32",
+    ],
     ["qwen3", { model_type: "qwen3", head_dim: 16 }, "f32"],
     ["llama in bf16", { model_type: "llama", tie_word_embeddings: false }, "bf16"],
     ["llama in f16", { model_type: "llama" }, "f16"],
   ] as const)("gives the reference loop's tokens: %s", async (_, config, dtype) => {
     const other = createModel({ ...small, ...config }, model.tokenizer, { seed: 5, initStd: 0.3, dtype });
-    const [alone, together] = await both(other, { maxBatchSize: 4, maxBatchTokens: 24, kvCache: { blockSize: 4 } }, { maxTokens: 16, ignoreEos: true });
+    const [alone, together] = await both(
+      other,
+      { maxBatchSize: 4, maxBatchTokens: 24, kvCache: { blockSize: 4 } },
+      { maxTokens: 16, ignoreEos: true },
+    );
     expect(together).toEqual(alone);
     other.dispose();
   });
 
   it("a window changes what is generated, so that one which is ignored would be seen", async () => {
-    const made = [8, null].map((sliding_window) => createModel({ ...small, model_type: "mistral", sliding_window }, model.tokenizer, { seed: 5, initStd: 0.3 }));
-    const [near, all] = await Promise.all(made.map(async (m) => (await both(m, {}, { maxTokens: 16, ignoreEos: true }))[1]));
+    const made = [8, null].map((sliding_window) =>
+      createModel({ ...small, model_type: "mistral", sliding_window }, model.tokenizer, { seed: 5, initStd: 0.3 }),
+    );
+    const [near, all] = await Promise.all(
+      made.map(async (m) => (await both(m, {}, { maxTokens: 16, ignoreEos: true }))[1]),
+    );
     expect(near).not.toEqual(all);
     for (const m of made) m.dispose();
   });
@@ -159,7 +227,8 @@ describe("engine over other models and caches", () => {
       const engine = await createEngine(model, options);
       const all: { ids: number[]; cached: number | undefined }[] = [];
       for (let i = 0; i < 2; i++) {
-        for await (const e of engine.stream({ prompt: long, maxTokens: 24, ignoreEos: true })) if (e.type === "finish") all.push({ ids: e.tokenIds, cached: e.usage.cachedTokens });
+        for await (const e of engine.stream({ prompt: long, maxTokens: 24, ignoreEos: true }))
+          if (e.type === "finish") all.push({ ids: e.tokenIds, cached: e.usage.cachedTokens });
       }
       await engine.dispose();
       return all;
@@ -181,7 +250,12 @@ describe("engine over other models and caches", () => {
     const first = drain(engine.stream({ prompt: "a", maxTokens: 8, ignoreEos: true }));
     expect(() => engine.stream({ prompt: "b", maxTokens: 8 })).toThrow(expect.objectContaining({ code: "QUEUE_FULL" }));
     await first;
-    expect(() => engine.stream({ prompt: new Int32Array(40).fill(65), maxTokens: 1 })).toThrow(expect.objectContaining({ code: "OPTIONS", data: expect.objectContaining({ reason: "context_length_exceeded" }) }));
+    expect(() => engine.stream({ prompt: new Int32Array(40).fill(65), maxTokens: 1 })).toThrow(
+      expect.objectContaining({
+        code: "OPTIONS",
+        data: expect.objectContaining({ reason: "context_length_exceeded" }),
+      }),
+    );
     expect(() => engine.stream({ prompt: Int32Array.of(320) })).toThrow(expect.objectContaining({ code: "NUMERIC" }));
     expect(() => engine.stream({ prompt: "a", maxToken: 1 } as never)).toThrow(/maxToken/);
     await drain(engine.stream({ prompt: "a", maxTokens: 2, ignoreEos: true }));

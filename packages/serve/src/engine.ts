@@ -2,7 +2,18 @@
 import { freemem } from "node:os";
 import { DisposedError, LlmError, parseOptions } from "@llm/core";
 import { kvDtypes, PagedCache, planKvBudget } from "@llm/kvcache";
-import { type CausalLM, Generation, type GenerateEvent, type GenerateOptions, parseGenerateOptions, type Prompt, type Score, type TokenIds, type TokenLogprob, type Tokenizer } from "@llm/models";
+import {
+  type CausalLM,
+  Generation,
+  type GenerateEvent,
+  type GenerateOptions,
+  parseGenerateOptions,
+  type Prompt,
+  type Score,
+  type TokenIds,
+  type TokenLogprob,
+  type Tokenizer,
+} from "@llm/models";
 import * as v from "valibot";
 import type { Engine, EngineEvent, EngineHealth, EngineRequest, EngineStats } from "./engine-types.js";
 import { EventQueue } from "./event-queue.js";
@@ -149,7 +160,11 @@ export class LocalEngine implements Engine {
     this.cache.dispose();
   }
 
-  private async scoreThroughCache(prefix: TokenIds, continuation: TokenIds, options: { signal?: AbortSignal }): Promise<Score> {
+  private async scoreThroughCache(
+    prefix: TokenIds,
+    continuation: TokenIds,
+    options: { signal?: AbortSignal },
+  ): Promise<Score> {
     const prompt = new Int32Array(prefix.length + continuation.length);
     prompt.set(prefix);
     prompt.set(continuation, prefix.length);
@@ -157,7 +172,11 @@ export class LocalEngine implements Engine {
       if (event.type !== "prompt-logprobs") continue;
       const tokens = event.logprobs.slice(prefix.length) as TokenLogprob[];
       const tokenLogprobs = Float64Array.from(tokens, (t) => t.logprob);
-      return { logprob: tokenLogprobs.reduce((a, b) => a + b, 0), greedy: tokens.every((t) => t.top[0]!.id === t.id), tokenLogprobs };
+      return {
+        logprob: tokenLogprobs.reduce((a, b) => a + b, 0),
+        greedy: tokens.every((t) => t.top[0]!.id === t.id),
+        tokenLogprobs,
+      };
     }
     options.signal?.throwIfAborted();
     throw new DisposedError("[engine] the engine was disposed while it scored");
@@ -165,10 +184,19 @@ export class LocalEngine implements Engine {
 
   private checkAlive(): void {
     if (this.closed) throw new DisposedError("[engine] the engine was disposed");
-    if (this.death) throw new LlmError("ENGINE_DEAD", `[engine] the engine failed before: ${this.death.message}`, {}, this.death);
+    if (this.death)
+      throw new LlmError("ENGINE_DEAD", `[engine] the engine failed before: ${this.death.message}`, {}, this.death);
   }
 
-  private submit(prompt: Prompt, options: GenerateOptions, queue: EventQueue<EngineEvent>, baseIndex: number, n = 1, priority?: number, promptLogprobs?: number): void {
+  private submit(
+    prompt: Prompt,
+    options: GenerateOptions,
+    queue: EventQueue<EngineEvent>,
+    baseIndex: number,
+    n = 1,
+    priority?: number,
+    promptLogprobs?: number,
+  ): void {
     this.checkAlive();
     const sampling = parseGenerateOptions(options, "engine");
     const promptIds = this.model.encodePrompt(prompt);
@@ -216,7 +244,8 @@ export class LocalEngine implements Engine {
 
   private finish(request: Request, g: Generation, sequence: Sequence<Request>): void {
     const event = g.finish();
-    if (event.type === "finish" && sequence.cachedTokens > 0 && sequence.index === 0) event.usage.cachedTokens = sequence.cachedTokens;
+    if (event.type === "finish" && sequence.cachedTokens > 0 && sequence.index === 0)
+      event.usage.cachedTokens = sequence.cachedTokens;
     request.queue.push(event);
     if (--request.open > 0) return;
     this.forget(request);
@@ -272,11 +301,18 @@ export class LocalEngine implements Engine {
     for (const [index, logprobs] of output.promptLogprobs) {
       const { request } = plan.entries[index]!.sequence;
       request.promptLogprobsSeen.push(...logprobs);
-      if (request.promptLogprobsSeen.length === request.promptIds.length) request.queue.push({ type: "prompt-logprobs", logprobs: request.promptLogprobsSeen });
+      if (request.promptLogprobsSeen.length === request.promptIds.length)
+        request.queue.push({ type: "prompt-logprobs", logprobs: request.promptLogprobsSeen });
     }
     for (const { sequence } of plan.entries) {
       const { request } = sequence;
-      if (request.promptLogits && request.promptIds.length === 1 && sequence.index === 0 && request.promptLogprobsSeen.length === 1 && sequence.generatedCount === 0) {
+      if (
+        request.promptLogits &&
+        request.promptIds.length === 1 &&
+        sequence.index === 0 &&
+        request.promptLogprobsSeen.length === 1 &&
+        sequence.generatedCount === 0
+      ) {
         request.queue.push({ type: "prompt-logprobs", logprobs: request.promptLogprobsSeen });
       }
     }
@@ -297,4 +333,3 @@ export class LocalEngine implements Engine {
     }
   }
 }
-

@@ -54,21 +54,40 @@ export const chat = defineCommand({
     const model = await openModel(name, load, own.adapter);
     if (!own.raw && own.template === undefined && model.tokenizer.chatTemplate === undefined) {
       const known = Object.keys(namedTemplates).join(", ");
-      throw new UnsupportedError(`[llm chat] ${name} has no chat template: name one with --template (${known}), or continue plain text with --raw`);
+      throw new UnsupportedError(
+        `[llm chat] ${name} has no chat template: name one with --template (${known}), or continue plain text with --raw`,
+      );
     }
     signal.throwIfAborted();
     const engine = await createEngine(model, { maxBatchSize: 1, maxQueue: 1, ...engineOptions });
-    const named = own.template !== undefined && Object.hasOwn(namedTemplates, own.template) ? namedTemplates[own.template]! : undefined;
+    const named =
+      own.template !== undefined && Object.hasOwn(namedTemplates, own.template)
+        ? namedTemplates[own.template]!
+        : undefined;
     const stop = [...(generate.stop ?? []), ...(named?.stopStrings ?? [])];
     const answer: Answer = async function* (messages, abort) {
-      const asked = own.raw ? messages.map(({ content }) => content ?? "").join("\n") : { messages, ...(own.template === undefined ? {} : { template: own.template }) };
-      for await (const event of engine.generate([asked], { ...generate, ...(stop.length > 0 ? { stop } : {}), signal: abort })) {
+      const asked = own.raw
+        ? messages.map(({ content }) => content ?? "").join("\n")
+        : { messages, ...(own.template === undefined ? {} : { template: own.template }) };
+      for await (const event of engine.generate([asked], {
+        ...generate,
+        ...(stop.length > 0 ? { stop } : {}),
+        signal: abort,
+      })) {
         if (event.type === "text-delta") yield event;
         else yield { type: "finish", reason: event.reason, tokens: event.usage.completionTokens };
       }
     };
     try {
-      return await converse({ answer, system: own.system, prompt, history: !own.raw, signal, terminal, greeting: `${name}, ${model.spec.layers} layers, ${engine.maxTokens} tokens of context` });
+      return await converse({
+        answer,
+        system: own.system,
+        prompt,
+        history: !own.raw,
+        signal,
+        terminal,
+        greeting: `${name}, ${model.spec.layers} layers, ${engine.maxTokens} tokens of context`,
+      });
     } finally {
       await engine.dispose();
     }

@@ -42,16 +42,30 @@ export const client = defineCommand({
       return 0;
     }
     const name = options.model ?? names[0];
-    if (name === undefined) throw new NetworkError(`[llm client] ${server.baseUrl} serves no model`, { url: server.baseUrl });
-    if (!names.includes(name)) throw new OptionsError(`[llm client] --model: ${server.baseUrl} serves ${names.join(", ")}, got ${JSON.stringify(name)}`);
+    if (name === undefined)
+      throw new NetworkError(`[llm client] ${server.baseUrl} serves no model`, { url: server.baseUrl });
+    if (!names.includes(name))
+      throw new OptionsError(
+        `[llm client] --model: ${server.baseUrl} serves ${names.join(", ")}, got ${JSON.stringify(name)}`,
+      );
     const answer: Answer = async function* (messages, abort) {
       const settings = { ...request, signal: abort };
-      const events = own.raw ? server.complete(messages.map(({ content }) => content ?? "").join("\n"), settings) : server.chat(messages, settings);
+      const events = own.raw
+        ? server.complete(messages.map(({ content }) => content ?? "").join("\n"), settings)
+        : server.chat(messages, settings);
       for await (const event of events) {
         if (event.type === "text-delta") yield event;
         else yield { type: "finish", reason: event.reason, tokens: event.usage.completionTokens };
       }
     };
-    return converse({ answer, system: own.system, prompt: args[0], history: !own.raw, signal, terminal, greeting: `${name} at ${server.baseUrl}` });
+    return converse({
+      answer,
+      system: own.system,
+      prompt: args[0],
+      history: !own.raw,
+      signal,
+      terminal,
+      greeting: `${name} at ${server.baseUrl}`,
+    });
   },
 });

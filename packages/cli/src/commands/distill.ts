@@ -40,25 +40,65 @@ export const distill = defineCommand({
   ],
   groups: {
     own: { title: "Options", schema: DistillFlags, docs: "cli.DistillFlags" },
-    distill: { title: "Distillation", schema: DistillOptions, docs: "distill.DistillOptions", omit: { teacher: "the argument" }, rename: { kind: "kl" } },
-    student: { title: "New student", schema: CreateStudentOptions, docs: "distill.CreateStudentOptions", prefix: "student" },
+    distill: {
+      title: "Distillation",
+      schema: DistillOptions,
+      docs: "distill.DistillOptions",
+      omit: { teacher: "the argument" },
+      rename: { kind: "kl" },
+    },
+    student: {
+      title: "New student",
+      schema: CreateStudentOptions,
+      docs: "distill.CreateStudentOptions",
+      prefix: "student",
+    },
     lora: loraGroup,
     ...trainingGroups,
-    teacherLoad: { title: "Loading the teacher", schema: LoadModelOptions, docs: "models.LoadModelOptions", prefix: "teacher" },
+    teacherLoad: {
+      title: "Loading the teacher",
+      schema: LoadModelOptions,
+      docs: "models.LoadModelOptions",
+      prefix: "teacher",
+    },
   },
   examples: [
     ["llm distill ./teacher ./student --data train.jsonl --epochs 2 --output ./distilled", "an existing student"],
-    ["llm distill ./teacher --student-layers 6 --student-init layers --data train.jsonl --output ./distilled", "every other layer of the teacher"],
-    ["llm distill ./teacher ./student --data text.txt --temperature 4 --alpha 0.9 --alpha-to 0.3 --output ./distilled", "from the teacher's word to the data's"],
+    [
+      "llm distill ./teacher --student-layers 6 --student-init layers --data train.jsonl --output ./distilled",
+      "every other layer of the teacher",
+    ],
+    [
+      "llm distill ./teacher ./student --data text.txt --temperature 4 --alpha 0.9 --alpha-to 0.3 --output ./distilled",
+      "from the teacher's word to the data's",
+    ],
   ],
-  async run({ args, values: { own, distill: settings, student, lora, train, dataset, load, save, teacherLoad }, signal, terminal }) {
+  async run({
+    args,
+    values: { own, distill: settings, student, lora, train, dataset, load, save, teacherLoad },
+    signal,
+    terminal,
+  }) {
     const [teacher, model] = args as [string, string?];
     const { alphaTo, alphaSchedule, alphaSteps, lora: on, sampleQuestions, ...rest } = own;
     const sized = Object.keys(student).length > 0;
-    if (model !== undefined && sized) throw new OptionsError("[llm distill] expected a student or --student-… flags that make one, got both");
-    if (alphaTo === undefined && (alphaSchedule !== undefined || alphaSteps !== undefined)) throw new OptionsError("[llm distill] --alpha-schedule, --alpha-steps: expected --alpha-to with them");
-    if (alphaTo !== undefined && typeof settings.alpha !== "number") throw new OptionsError("[llm distill] --alpha-to: expected --alpha, where it begins");
-    const alpha = alphaTo === undefined ? {} : { alpha: { from: settings.alpha as number, to: alphaTo, ...(alphaSchedule === undefined ? {} : { kind: alphaSchedule }), ...(alphaSteps === undefined ? {} : { steps: alphaSteps }) } };
+    if (model !== undefined && sized)
+      throw new OptionsError("[llm distill] expected a student or --student-… flags that make one, got both");
+    if (alphaTo === undefined && (alphaSchedule !== undefined || alphaSteps !== undefined))
+      throw new OptionsError("[llm distill] --alpha-schedule, --alpha-steps: expected --alpha-to with them");
+    if (alphaTo !== undefined && typeof settings.alpha !== "number")
+      throw new OptionsError("[llm distill] --alpha-to: expected --alpha, where it begins");
+    const alpha =
+      alphaTo === undefined
+        ? {}
+        : {
+            alpha: {
+              from: settings.alpha as number,
+              to: alphaTo,
+              ...(alphaSchedule === undefined ? {} : { kind: alphaSchedule }),
+              ...(alphaSteps === undefined ? {} : { steps: alphaSteps }),
+            },
+          };
     const chosen = loraSetting(undefined, on, lora);
     const config = {
       ...rest,

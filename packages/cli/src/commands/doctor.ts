@@ -28,7 +28,11 @@ const packageNames = ["core", "models", "data", "parallel", "lora", "distill", "
 function versions(): Record<string, string> {
   const require = createRequire(import.meta.url);
   const found: Record<string, string> = { "@llm/cli": ownVersion() };
-  for (const name of [...packageNames.map((short) => `@llm/${short}`), `@llm/native-${process.platform}-${process.arch}`, "onnxruntime-node"]) {
+  for (const name of [
+    ...packageNames.map((short) => `@llm/${short}`),
+    `@llm/native-${process.platform}-${process.arch}`,
+    "onnxruntime-node",
+  ]) {
     try {
       const manifest = JSON.parse(readFileSync(require.resolve(`${name}/package.json`), "utf8")) as { version: string };
       found[name] = manifest.version;
@@ -90,7 +94,8 @@ function wrap(words: readonly string[], indent: string, width = 100): string {
 
 export const doctor = defineCommand({
   name: "doctor",
-  description: "Says what this machine offers: Node, processor, native core and the kernels that it picked, memory, versions, caches.\nExit code 1 when the native core is missing.",
+  description:
+    "Says what this machine offers: Node, processor, native core and the kernels that it picked, memory, versions, caches.\nExit code 1 when the native core is missing.",
   arguments: [],
   groups: { own: { title: "Options", schema: DoctorFlags, docs: "cli.DoctorFlags", complete: true } },
   examples: [
@@ -116,7 +121,16 @@ export const doctor = defineCommand({
       system: release(),
       cpu: { model: cpus()[0]?.model ?? "unknown", cores: cpus().length },
       memory: { totalBytes: totalmem(), freeBytes: freemem(), ...(native ? { native: memory() } : {}) },
-      native: native ? { path: native.path, isa: native.isa, detectedIsa: native.detectedIsa, threads: native.threads, kernels: native.kernels, scalarOps: scalar } : null,
+      native: native
+        ? {
+            path: native.path,
+            isa: native.isa,
+            detectedIsa: native.detectedIsa,
+            threads: native.threads,
+            kernels: native.kernels,
+            scalarOps: scalar,
+          }
+        : null,
       ...(missing === undefined ? {} : { missing }),
       versions: versions(),
       caches: [hubCache()],
@@ -125,7 +139,11 @@ export const doctor = defineCommand({
     else {
       const { bold, dim, green, red, yellow } = terminal.colors;
       const row = (name: string, value: string): string => `${bold(name.padEnd(10))} ${value}`;
-      const isa = native && (native.isa === native.detectedIsa ? green(native.isa) : `${yellow(native.isa)} (this processor has ${native.detectedIsa}; LLM_CPU_ISA lowers it)`);
+      const isa =
+        native &&
+        (native.isa === native.detectedIsa
+          ? green(native.isa)
+          : `${yellow(native.isa)} (this processor has ${native.detectedIsa}; LLM_CPU_ISA lowers it)`);
       const lines = [
         row("node", `${report.node} on ${report.platform}, ${report.system}`),
         row("processor", `${report.cpu.model}, ${report.cpu.cores} cores`),
@@ -135,13 +153,26 @@ export const doctor = defineCommand({
               row("native", `${green("ok")} ${native.path}`),
               row("isa", isa!),
               row("threads", String(native.threads)),
-              row("kernels", Object.entries(variants).map(([name, ops]) => `${name} ${ops.length}`).join(", ")),
+              row(
+                "kernels",
+                Object.entries(variants)
+                  .map(([name, ops]) => `${name} ${ops.length}`)
+                  .join(", "),
+              ),
               ...(scalar.length === 0 ? [] : [dim("  these ops run the scalar reference:"), dim(wrap(scalar, "  "))]),
             ]
           : [row("native", red("missing")), missing!.replace(/^/gm, "  ")]),
-        row("versions", Object.entries(report.versions).map(([name, version]) => `${name} ${version}`).join(", ")),
+        row(
+          "versions",
+          Object.entries(report.versions)
+            .map(([name, version]) => `${name} ${version}`)
+            .join(", "),
+        ),
         ...report.caches.map((cache) =>
-          row("cache", `${cache.path} ${cache.exists ? `(${cache.models} models, ${cache.datasets} data sets, ${formatBytes(cache.bytes)})` : "(empty)"}`),
+          row(
+            "cache",
+            `${cache.path} ${cache.exists ? `(${cache.models} models, ${cache.datasets} data sets, ${formatBytes(cache.bytes)})` : "(empty)"}`,
+          ),
         ),
       ];
       terminal.print(`${lines.join("\n")}\n`);

@@ -37,7 +37,10 @@ export const EvalFlags = v.strictObject({
 type Own = v.InferOutput<typeof EvalFlags>;
 
 /** Options of both kinds of own sets; a set's own kind refuses those of the other. */
-const setSchema = v.strictObject({ ...ev.multipleChoiceOptionsSchema.entries, ...ev.questionAnswerOptionsSchema.entries });
+const setSchema = v.strictObject({
+  ...ev.multipleChoiceOptionsSchema.entries,
+  ...ev.questionAnswerOptionsSchema.entries,
+});
 
 interface Opened {
   model: ev.EvaluatedModel;
@@ -51,7 +54,7 @@ function isOnnx(path: string): boolean {
   if (/\.onnx$/i.test(path)) return true;
   if (statSync(path, { throwIfNoEntry: false })?.isDirectory() !== true) return false;
   const names = readdirSync(path);
-  return names.some((name) => /\.onnx$/.test(name)) && !names.some((name) => /\.(safetensors|bin)$/.test(name));
+  return names.some((name) => name.endsWith(".onnx")) && !names.some((name) => /\.(safetensors|bin)$/.test(name));
 }
 
 async function openServed(url: string, own: Own, tokenizer: Tokenizer | undefined): Promise<Opened> {
@@ -61,7 +64,13 @@ async function openServed(url: string, own: Own, tokenizer: Tokenizer | undefine
   const name = named ?? (await createClient({ baseUrl: address, ...key }).models())[0];
   if (name === undefined) throw new NetworkError(`[llm eval] ${address} serves no model`, { url: address });
   const baseUrl = /\/v\d+\/?$/.test(address) ? address : `${address.replace(/\/+$/, "")}/v1`;
-  const model = ev.openaiModel({ baseUrl, model: name, ...key, promptStyle: own.servedPromptStyle, ...(tokenizer ? { tokenizer } : {}) });
+  const model = ev.openaiModel({
+    baseUrl,
+    model: name,
+    ...key,
+    promptStyle: own.servedPromptStyle,
+    ...(tokenizer ? { tokenizer } : {}),
+  });
   return { model, close: () => undefined };
 }
 
@@ -74,7 +83,8 @@ async function openOnnx(path: string, own: Own): Promise<Opened> {
 
 /** The model of one `--model`; local ones answer through an engine, which batches what is asked at once. */
 async function open(path: string, own: Own, load: LoadModelOptions, concurrency: number): Promise<Opened> {
-  if (isUrl(path)) return openServed(path, own, own.tokenizer === undefined ? undefined : await loadTokenizer(own.tokenizer));
+  if (isUrl(path))
+    return openServed(path, own, own.tokenizer === undefined ? undefined : await loadTokenizer(own.tokenizer));
   if (isOnnx(path)) return openOnnx(path, own);
   const model: CausalLM = await openModel(path, load);
   const engine = await createEngine(model, { maxBatchSize: concurrency, maxQueue: concurrency });
@@ -91,7 +101,19 @@ async function open(path: string, own: Own, load: LoadModelOptions, concurrency:
 function failedCells(name: string, tasks: readonly ev.Task[], error: unknown): ev.Cell[] {
   const code = LlmError.isInstance(error) ? error.code : "INTERNAL";
   const message = error instanceof Error ? error.message : String(error);
-  return tasks.map((task) => ({ model: name, task: task.name, mode: task.mode, hash: "", metrics: [], items: [], available: 0, asked: 0, resumed: 0, durationMs: 0, error: { code, message } }));
+  return tasks.map((task) => ({
+    model: name,
+    task: task.name,
+    mode: task.mode,
+    hash: "",
+    metrics: [],
+    items: [],
+    available: 0,
+    asked: 0,
+    resumed: 0,
+    durationMs: 0,
+    error: { code, message },
+  }));
 }
 
 function printComparison(results: ev.Results, baseline: string, terminal: Terminal): void {
@@ -108,7 +130,8 @@ function printComparison(results: ev.Results, baseline: string, terminal: Termin
 
 export const evaluation = defineCommand({
   name: "eval",
-  description: "Asks every model every task and prints the scores with their standard errors. Exit code 1 when a cell failed.",
+  description:
+    "Asks every model every task and prints the scores with their standard errors. Exit code 1 when a cell failed.",
   arguments: [],
   groups: {
     own: { title: "Options", schema: EvalFlags, docs: "cli.EvalFlags", complete: true },
@@ -118,7 +141,12 @@ export const evaluation = defineCommand({
       docs: "eval.evaluateOptionsSchema",
       omit: { models: "--model", tasks: "--data, --task, --perplexity", signal: "Ctrl-C", onProgress: "a function" },
     },
-    report: { title: "Report", schema: ev.writeReportOptionsSchema, docs: "eval.writeReportOptionsSchema", prefix: "report" },
+    report: {
+      title: "Report",
+      schema: ev.writeReportOptionsSchema,
+      docs: "eval.writeReportOptionsSchema",
+      prefix: "report",
+    },
     set: {
       title: "Own sets (--data)",
       schema: setSchema,
@@ -126,7 +154,13 @@ export const evaluation = defineCommand({
       omit: { name: "the file's name", metaFile: "the file beside the data" },
       commas: ["labels", "inputColumns"],
     },
-    gsm8k: { title: "gsm8k", schema: ev.gsm8kOptionsSchema, docs: "eval.gsm8kOptionsSchema", prefix: "gsm8k", omit: { path: "--task gsm8k=path", name: "gsm8k" } },
+    gsm8k: {
+      title: "gsm8k",
+      schema: ev.gsm8kOptionsSchema,
+      docs: "eval.gsm8kOptionsSchema",
+      prefix: "gsm8k",
+      omit: { path: "--task gsm8k=path", name: "gsm8k" },
+    },
     perplexity: {
       title: "Perplexity",
       schema: ev.perplexityOptionsSchema,
@@ -138,25 +172,40 @@ export const evaluation = defineCommand({
   },
   examples: [
     ["llm eval --model ./model --data sums.jsonl", "one model, one set"],
-    ["llm eval --model base=./model --model tuned=./merged --data sums.jsonl --perplexity text.txt --baseline base --report out", "two models, compared"],
-    ["llm eval --model http://127.0.0.1:23333 --task gsm8k=./gsm8k --concurrency 16 --work-dir runs", "a served model; an interrupted run goes on"],
+    [
+      "llm eval --model base=./model --model tuned=./merged --data sums.jsonl --perplexity text.txt --baseline base --report out",
+      "two models, compared",
+    ],
+    [
+      "llm eval --model http://127.0.0.1:23333 --task gsm8k=./gsm8k --concurrency 16 --work-dir runs",
+      "a served model; an interrupted run goes on",
+    ],
   ],
   async run({ values: { own, evaluate: options, report, set, gsm8k, perplexity, load }, signal, terminal }) {
     const models = own.model.map(nameModel);
     const names = models.map(({ name }) => name);
     const twice = names.find((name, index) => names.indexOf(name) !== index);
-    if (twice !== undefined) throw new OptionsError(`[llm eval] two models are named "${twice}"; name them: --model a=./one --model b=./two`, { name: twice });
-    if (own.baseline !== undefined && !names.includes(own.baseline)) throw new OptionsError(`[llm eval] --baseline: expected one of ${names.join(", ")}, got "${own.baseline}"`);
-    if (own.report === undefined && Object.keys(report).length > 0) throw new OptionsError("[llm eval] --report: expected the folder that the --report-… flags are about");
+    if (twice !== undefined)
+      throw new OptionsError(`[llm eval] two models are named "${twice}"; name them: --model a=./one --model b=./two`, {
+        name: twice,
+      });
+    if (own.baseline !== undefined && !names.includes(own.baseline))
+      throw new OptionsError(`[llm eval] --baseline: expected one of ${names.join(", ")}, got "${own.baseline}"`);
+    if (own.report === undefined && Object.keys(report).length > 0)
+      throw new OptionsError("[llm eval] --report: expected the folder that the --report-… flags are about");
     const tasks: ev.Task[] = [];
     for (const file of own.data) tasks.push(await ev.customSet(file, set));
     for (const text of own.task) {
       const { name, path } = nameAndPath(text);
-      if (name !== "gsm8k" || !text.includes("=")) throw new OptionsError(`[llm eval] --task: expected gsm8k=path, got ${JSON.stringify(text)}`);
+      if (name !== "gsm8k" || !text.includes("="))
+        throw new OptionsError(`[llm eval] --task: expected gsm8k=path, got ${JSON.stringify(text)}`);
       tasks.push(ev.gsm8k({ ...gsm8k, path }) as unknown as ev.Task);
     }
     for (const file of own.perplexity) tasks.push(ev.perplexity({ ...perplexity, file }) as unknown as ev.Task);
-    if (tasks.length === 0) throw new OptionsError("[llm eval] expected something to ask: --data file, --task gsm8k=path or --perplexity text.txt");
+    if (tasks.length === 0)
+      throw new OptionsError(
+        "[llm eval] expected something to ask: --data file, --task gsm8k=path or --perplexity text.txt",
+      );
 
     const cells: ev.Cell[] = [];
     for (const [index, { name, path }] of models.entries()) {
@@ -180,7 +229,12 @@ export const evaluation = defineCommand({
           models: { [name]: opened.model },
           tasks,
           signal,
-          onProgress: (at) => terminal.progress(`${name} (${index + 1} of ${models.length})  ${at.task}  ${at.done} of ${at.total}`, at.done, at.total),
+          onProgress: (at) =>
+            terminal.progress(
+              `${name} (${index + 1} of ${models.length})  ${at.task}  ${at.done} of ${at.total}`,
+              at.done,
+              at.total,
+            ),
         });
         cells.push(...results.cells);
       } finally {
@@ -215,7 +269,15 @@ function print(results: ev.Results, own: Own, terminal: Terminal): void {
   else if (kind === "html") terminal.print(ev.toHtml(results, "Evaluation"));
   else {
     for (const { model, task, mode, metrics, items, error } of results.cells) {
-      terminal.record({ type: "cell", model, task, mode, items: items.length, metrics: metrics.map(({ samples: _samples, ...metric }) => metric), ...(error ? { error } : {}) });
+      terminal.record({
+        type: "cell",
+        model,
+        task,
+        mode,
+        items: items.length,
+        metrics: metrics.map(({ samples: _samples, ...metric }) => metric),
+        ...(error ? { error } : {}),
+      });
     }
   }
 }

@@ -11,14 +11,20 @@ export const MergeFlags = v.strictObject({
 
 export const merge = defineCommand({
   name: "merge",
-  description: "Adds a LoRA adapter (a PEFT folder) to the weights of its base and saves a whole model that needs no adapter.",
+  description:
+    "Adds a LoRA adapter (a PEFT folder) to the weights of its base and saves a whole model that needs no adapter.",
   arguments: [
     { name: "base", description: "folder or hub name of the base model", required: true },
     { name: "adapter", description: "PEFT folder", required: true },
   ],
   groups: {
     own: { title: "Options", schema: MergeFlags, docs: "cli.MergeFlags", complete: true },
-    merge: { title: "Options", schema: MergeLoraOptions, docs: "lora.MergeLoraOptions", omit: { adapters: "one adapter is loaded" } },
+    merge: {
+      title: "Options",
+      schema: MergeLoraOptions,
+      docs: "lora.MergeLoraOptions",
+      omit: { adapters: "one adapter is loaded" },
+    },
     save: {
       title: "Saving",
       schema: SaveModelOptions,
@@ -44,6 +50,12 @@ export const merge = defineCommand({
     if (options.base === "dequantized") await mergeLora(model, options).save(own.output, save);
     else await model.save(own.output, { ...save, adapters: "merge" });
     const elapsedMs = performance.now() - began;
-    terminal.result(`merged model: ${own.output} (${formatDuration(elapsedMs)})`, { type: "done", output: own.output, base, adapter, elapsedMs });
+    terminal.result(`merged model: ${own.output} (${formatDuration(elapsedMs)})`, {
+      type: "done",
+      output: own.output,
+      base,
+      adapter,
+      elapsedMs,
+    });
   },
 });

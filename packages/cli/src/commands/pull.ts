@@ -10,7 +10,10 @@ export const PullFlags = v.strictObject({
 });
 
 /** Shows all files as one line; a pipe gets a JSON line for a file at its start, its end, and every second between. */
-function followFiles(terminal: Terminal): { report: (progress: PullProgress) => void; files: Map<string, PullProgress> } {
+function followFiles(terminal: Terminal): {
+  report: (progress: PullProgress) => void;
+  files: Map<string, PullProgress>;
+} {
   const files = new Map<string, PullProgress>();
   const told = new Map<string, number>();
   const began = performance.now();
@@ -30,7 +33,11 @@ function followFiles(terminal: Terminal): { report: (progress: PullProgress) => 
     }
     const open = [...files.values()].filter((file) => file.bytes < file.totalBytes).map(({ file }) => file);
     const rate = formatBytes((bytes * 1000) / Math.max(now - began, 1));
-    terminal.progress(`${formatBytes(bytes)} of ${formatBytes(total)}  ${rate}/s  ${open.slice(0, 2).join(", ")}`, bytes, total);
+    terminal.progress(
+      `${formatBytes(bytes)} of ${formatBytes(total)}  ${rate}/s  ${open.slice(0, 2).join(", ")}`,
+      bytes,
+      total,
+    );
   };
   return { report, files };
 }

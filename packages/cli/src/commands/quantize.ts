@@ -1,7 +1,13 @@
 import { OptionsError } from "@llm/core";
 import { type Dataset, tokenBlocks } from "@llm/data";
 import { LoadModelOptions, SaveModelOptions } from "@llm/models";
-import { comparePerplexity, perplexityOf, quantize as quantizeModel, QuantizeOptions, saveQuantized } from "@llm/quant-awq";
+import {
+  comparePerplexity,
+  perplexityOf,
+  quantize as quantizeModel,
+  QuantizeOptions,
+  saveQuantized,
+} from "@llm/quant-awq";
 import * as v from "valibot";
 import { readFile } from "node:fs/promises";
 import { defineCommand } from "../define-command.js";
@@ -25,9 +31,24 @@ export const QuantizeFlags = v.strictObject({
 });
 
 /** Documents of the calibration files; long ones are cut by quantize(). */
-function readCalibration(files: readonly string[], format: string | undefined, model: Parameters<typeof readData>[1], signal: AbortSignal): Promise<Dataset> {
+function readCalibration(
+  files: readonly string[],
+  format: string | undefined,
+  model: Parameters<typeof readData>[1],
+  signal: AbortSignal,
+): Promise<Dataset> {
   const plain = files.every((file) => /\.txt(\.gz)?$/i.test(file));
-  return readData([...files], model, { ...(format === undefined ? {} : { format }), trainOn: "all", packing: "none", overlong: plain ? "split" : "truncate" }, signal);
+  return readData(
+    [...files],
+    model,
+    {
+      ...(format === undefined ? {} : { format }),
+      trainOn: "all",
+      packing: "none",
+      overlong: plain ? "split" : "truncate",
+    },
+    signal,
+  );
 }
 
 export const quantize = defineCommand({
@@ -44,24 +65,40 @@ export const quantize = defineCommand({
       omit: { calibration: "--calibration", signal: "Ctrl-C", onProgress: "a function" },
       commas: ["modulesToNotConvert"],
     },
-    save: { title: "Saving", schema: SaveModelOptions, docs: "models.SaveModelOptions", omit: { adapters: "a quantized model carries none" }, rename: { dtype: "save-dtype" } },
+    save: {
+      title: "Saving",
+      schema: SaveModelOptions,
+      docs: "models.SaveModelOptions",
+      omit: { adapters: "a quantized model carries none" },
+      rename: { dtype: "save-dtype" },
+    },
     load: { title: "Loading", schema: LoadModelOptions, docs: "models.LoadModelOptions" },
   },
   examples: [
     ["llm quantize ./merged --calibration text.txt --output ./merged-awq", "AWQ"],
-    ["llm quantize ./merged --calibration chats.jsonl --group-size 64 --perplexity text.txt --output ./merged-awq", "smaller groups; perplexity before and after"],
+    [
+      "llm quantize ./merged --calibration chats.jsonl --group-size 64 --perplexity text.txt --output ./merged-awq",
+      "smaller groups; perplexity before and after",
+    ],
     ["llm quantize ./merged --method rtn --output ./merged-w4", "round to nearest"],
   ],
   async run({ args, values: { own, quantize: options, save, load }, signal, terminal }) {
     const name = args[0]!;
     const rtn = options.method === "rtn";
-    if (rtn && own.calibration.length > 0) throw new OptionsError("[llm quantize] --calibration: rtn does not use it; leave it out or choose --method awq");
-    if (!rtn && own.calibration.length === 0) throw new OptionsError("[llm quantize] expected --calibration <file> for awq (text or jsonl, about 64 k tokens), or --method rtn");
+    if (rtn && own.calibration.length > 0)
+      throw new OptionsError("[llm quantize] --calibration: rtn does not use it; leave it out or choose --method awq");
+    if (!rtn && own.calibration.length === 0)
+      throw new OptionsError(
+        "[llm quantize] expected --calibration <file> for awq (text or jsonl, about 64 k tokens), or --method rtn",
+      );
     const began = performance.now();
     terminal.note(`loading ${name}`);
     const model = await openModel(name, load);
     const blockTokens = Math.min(own.perplexityTokens, model.maxTokens);
-    const blocks = own.perplexity === undefined ? undefined : tokenBlocks(await readFile(own.perplexity, "utf8"), { tokenizer: model.tokenizer, tokens: blockTokens });
+    const blocks =
+      own.perplexity === undefined
+        ? undefined
+        : tokenBlocks(await readFile(own.perplexity, "utf8"), { tokenizer: model.tokenizer, tokens: blockTokens });
     const calibration = rtn ? undefined : await readCalibration(own.calibration, own.format, model, signal);
     signal.throwIfAborted();
 
@@ -84,18 +121,37 @@ export const quantize = defineCommand({
       const before = await perplexityOf(model, blocks, { signal });
       const after = await perplexityOf(quantized, blocks, { signal });
       const difference = comparePerplexity(before, after);
-      perplexity = { before: before.perplexity, after: after.perplexity, nllDifference: difference.nll, nllStandardError: difference.standardError };
+      perplexity = {
+        before: before.perplexity,
+        after: after.perplexity,
+        nllDifference: difference.nll,
+        nllStandardError: difference.standardError,
+      };
     }
     const saved = await saveQuantized(quantized, own.output, save);
-    for (const { name: linear, reason } of saved.denseInFile) terminal.warn(`${linear} stays dense in the folder: ${reason}`);
+    for (const { name: linear, reason } of saved.denseInFile)
+      terminal.warn(`${linear} stays dense in the folder: ${reason}`);
     const { bytesBefore, bytesAfter, calibration: used, linears: reports } = quantized.quantization;
     const elapsedMs = performance.now() - began;
     const lines = [
       `quantized model: ${own.output} (${formatDuration(elapsedMs)})`,
       `weights: ${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}, ${reports.filter(({ stored }) => stored === "w4").length} of ${reports.length} linears in 4 bits`,
       ...(used ? [`calibration: ${used.tokens} tokens in ${used.blocks} blocks`] : []),
-      ...(perplexity ? [`perplexity: ${perplexity["before"]!.toFixed(4)} → ${perplexity["after"]!.toFixed(4)} (difference in nats a token ${perplexity["nllDifference"]!.toFixed(5)} ± ${perplexity["nllStandardError"]!.toFixed(5)})`] : []),
+      ...(perplexity
+        ? [
+            `perplexity: ${perplexity["before"]!.toFixed(4)} → ${perplexity["after"]!.toFixed(4)} (difference in nats a token ${perplexity["nllDifference"]!.toFixed(5)} ± ${perplexity["nllStandardError"]!.toFixed(5)})`,
+          ]
+        : []),
     ];
-    terminal.result(lines.join("\n"), { type: "done", output: own.output, bytesBefore, bytesAfter, elapsedMs, denseInFile: saved.denseInFile, ...(used ? { calibration: used } : {}), ...(perplexity ? { perplexity } : {}) });
+    terminal.result(lines.join("\n"), {
+      type: "done",
+      output: own.output,
+      bytesBefore,
+      bytesAfter,
+      elapsedMs,
+      denseInFile: saved.denseInFile,
+      ...(used ? { calibration: used } : {}),
+      ...(perplexity ? { perplexity } : {}),
+    });
   },
 });

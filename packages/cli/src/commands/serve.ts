@@ -21,23 +21,39 @@ type EngineInput = v.InferInput<typeof EngineOptions>;
 function cacheBytes(engine: LocalEngine, options: EngineInput): number {
   const { layers, kvHeads, headDim } = engine.model.spec;
   const dtype = options.kvCache?.dtype ?? "auto";
-  const block = kvBlockBytes({ layers, kvHeads, headDim, blockSize: options.kvCache?.blockSize ?? 16, dtype: dtype === "auto" ? (engine.model.dtype as KvDtype) : dtype });
+  const block = kvBlockBytes({
+    layers,
+    kvHeads,
+    headDim,
+    blockSize: options.kvCache?.blockSize ?? 16,
+    dtype: dtype === "auto" ? (engine.model.dtype as KvDtype) : dtype,
+  });
   return block * engine.stats().kvBlocksTotal;
 }
 
 /** Engines by the name they are served under. */
-async function openEngines(models: readonly string[], adapters: readonly string[], load: LoadModelOptions, options: EngineInput, name: string | undefined): Promise<Record<string, LocalEngine>> {
+async function openEngines(
+  models: readonly string[],
+  adapters: readonly string[],
+  load: LoadModelOptions,
+  options: EngineInput,
+  name: string | undefined,
+): Promise<Record<string, LocalEngine>> {
   const engines: Record<string, LocalEngine> = {};
   const add = async (as: string, model: Parameters<typeof createEngine>[0]): Promise<void> => {
-    if (as in engines) throw new OptionsError(`[llm serve] two models are named "${as}"; name them: a=./one b=./two`, { name: as });
+    if (as in engines)
+      throw new OptionsError(`[llm serve] two models are named "${as}"; name them: a=./one b=./two`, { name: as });
     engines[as] = await createEngine(model, options);
   };
-  if (models.length > 1 && adapters.length > 0) throw new OptionsError("[llm serve] --adapter: expected one model to attach it to, got several");
-  if (models.length > 1 && name !== undefined) throw new OptionsError("[llm serve] --model-name names a single model; name several as name=folder");
+  if (models.length > 1 && adapters.length > 0)
+    throw new OptionsError("[llm serve] --adapter: expected one model to attach it to, got several");
+  if (models.length > 1 && name !== undefined)
+    throw new OptionsError("[llm serve] --model-name names a single model; name several as name=folder");
   for (const text of models) {
     const { name: own, path } = nameAndPath(text);
     const plain = adapters.filter((adapter) => !/^[\w.:-]+=/.test(adapter));
-    if (plain.length > 1) throw new OptionsError("[llm serve] --adapter: only one can be the model's own; name the others: name=folder");
+    if (plain.length > 1)
+      throw new OptionsError("[llm serve] --adapter: only one can be the model's own; name the others: name=folder");
     const base = await openModel(path, load);
     await add(name ?? own, plain[0] === undefined ? base : await loadLora(base, plain[0]));
     for (const adapter of adapters.filter((entry) => !plain.includes(entry))) {
@@ -52,7 +68,14 @@ export const serve = defineCommand({
   name: "serve",
   description:
     "Serves models over OpenAI's HTTP API (chat completions, completions, models), with continuous batching and a paged cache.\nSIGINT and SIGTERM stop it gracefully: no new requests, answers in progress end, exit code 0.",
-  arguments: [{ name: "model", description: "folder, hub name or PEFT folder; several as name=folder", required: true, variadic: true }],
+  arguments: [
+    {
+      name: "model",
+      description: "folder, hub name or PEFT folder; several as name=folder",
+      required: true,
+      variadic: true,
+    },
+  ],
   groups: {
     own: { title: "Options", schema: ServeFlags, docs: "cli.ServeFlags", complete: true },
     server: {
@@ -80,13 +103,24 @@ export const serve = defineCommand({
       const key = options.apiKey ?? process.env["LLM_API_KEY"];
       const server = await createServer({ ...serverOptions, ...(key ? { apiKey: key } : {}), engine: engines });
       const names = Object.keys(engines);
-      const caches = Object.entries(engines).map(([name, engine]) => `${name}: KV cache ${formatBytes(cacheBytes(engine, engineOptions))} in ${engine.stats().kvBlocksTotal} blocks, ${engine.maxTokens} tokens a sequence`);
-      terminal.result([`serving ${names.join(", ")} at ${terminal.colors.bold(server.url)}`, ...caches.map((line) => terminal.colors.dim(line)), terminal.colors.dim("Ctrl-C stops")].join("\n"), {
-        type: "listening",
-        url: server.url,
-        models: names,
-      });
-      if (!signal.aborted) await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+      const caches = Object.entries(engines).map(
+        ([name, engine]) =>
+          `${name}: KV cache ${formatBytes(cacheBytes(engine, engineOptions))} in ${engine.stats().kvBlocksTotal} blocks, ${engine.maxTokens} tokens a sequence`,
+      );
+      terminal.result(
+        [
+          `serving ${names.join(", ")} at ${terminal.colors.bold(server.url)}`,
+          ...caches.map((line) => terminal.colors.dim(line)),
+          terminal.colors.dim("Ctrl-C stops"),
+        ].join("\n"),
+        {
+          type: "listening",
+          url: server.url,
+          models: names,
+        },
+      );
+      if (!signal.aborted)
+        await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
       terminal.note("stopping: waiting for answers in progress");
       await server.close({ timeoutMs: own.drainTimeoutMs });
       terminal.record({ type: "stopped" });

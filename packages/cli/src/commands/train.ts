@@ -50,7 +50,13 @@ export const trainingGroups = {
       signal: "Ctrl-C",
     },
     rename: { "checkpoint.resume": "resume" },
-    defaults: { progress: '"auto"', "checkpoint.folder": "checkpoints in the output folder", "curve.svg": "loss.svg in the output folder", "curve.jsonl": "loss.jsonl in the output folder", "evaluation.batchTokens": "as many as --max-tokens" },
+    defaults: {
+      progress: '"auto"',
+      "checkpoint.folder": "checkpoints in the output folder",
+      "curve.svg": "loss.svg in the output folder",
+      "curve.jsonl": "loss.jsonl in the output folder",
+      "evaluation.batchTokens": "as many as --max-tokens",
+    },
   },
   dataset: {
     title: "Data",
@@ -60,14 +66,30 @@ export const trainingGroups = {
     rename: { seed: "data-seed" },
   },
   load: { title: "Loading", schema: LoadModelOptions, docs: "models.LoadModelOptions" },
-  save: { title: "Saving", schema: SaveModelOptions, docs: "models.SaveModelOptions", omit: { adapters: "adapters are saved as a PEFT folder" }, rename: { dtype: "save-dtype" } },
+  save: {
+    title: "Saving",
+    schema: SaveModelOptions,
+    docs: "models.SaveModelOptions",
+    omit: { adapters: "adapters are saved as a PEFT folder" },
+    rename: { dtype: "save-dtype" },
+  },
 } as const satisfies FlagGroups;
 
 /** The LoRA flags. */
-export const loraGroup = { title: "LoRA", schema: LoraOptions, docs: "lora.LoraOptions", prefix: "lora", commas: ["targets"] } as const satisfies FlagGroups[string];
+export const loraGroup = {
+  title: "LoRA",
+  schema: LoraOptions,
+  docs: "lora.LoraOptions",
+  prefix: "lora",
+  commas: ["targets"],
+} as const satisfies FlagGroups[string];
 
 /** What the flags make of the file's `lora`: options are merged, `--lora` keeps the file's, `--no-lora` drops them. */
-export function loraSetting(file: TrainConfig["lora"], on: boolean | undefined, flags: LoraOptions): TrainConfig["lora"] {
+export function loraSetting(
+  file: TrainConfig["lora"],
+  on: boolean | undefined,
+  flags: LoraOptions,
+): TrainConfig["lora"] {
   const given = Object.keys(flags).length > 0;
   if (given && on === false) throw new OptionsError("[llm] expected --no-lora or --lora-… flags, got both");
   const written = typeof file === "object" ? file : {};
@@ -78,8 +100,13 @@ export function loraSetting(file: TrainConfig["lora"], on: boolean | undefined, 
 
 /** Adds questions to what is sampled while training. */
 export function samplePrompts(options: TrainSettings, questions: readonly string[] = []): TrainSettings {
-  const prompts = [...(options.sample?.prompts ?? []), ...questions.map((content) => ({ messages: [{ role: "user", content }] }))];
-  return prompts.length === 0 ? options : { ...options, sample: { ...options.sample, prompts } as TrainSettings["sample"] };
+  const prompts = [
+    ...(options.sample?.prompts ?? []),
+    ...questions.map((content) => ({ messages: [{ role: "user", content }] })),
+  ];
+  return prompts.length === 0
+    ? options
+    : { ...options, sample: { ...options.sample, prompts } as TrainSettings["sample"] };
 }
 
 export const train = defineCommand({
@@ -90,14 +117,32 @@ export const train = defineCommand({
   groups: { own: { title: "Options", schema: TrainFlags, docs: "cli.TrainFlags" }, lora: loraGroup, ...trainingGroups },
   examples: [
     ["llm train train.config.ts --lr 1e-4 --steps 100", "a config file, two things changed"],
-    ["llm train --model ./model --data train.jsonl --format alpaca --lora-rank 16 --epochs 3 --output ./adapter", "LoRA"],
-    ["llm train --model ./model --data text.txt --batch-tokens 4096 --checkpoint-every 500 --resume --output ./tuned", "all weights; goes on where it stopped"],
+    [
+      "llm train --model ./model --data train.jsonl --format alpaca --lora-rank 16 --epochs 3 --output ./adapter",
+      "LoRA",
+    ],
+    [
+      "llm train --model ./model --data text.txt --batch-tokens 4096 --checkpoint-every 500 --resume --output ./tuned",
+      "all weights; goes on where it stopped",
+    ],
   ],
   async run({ args, values: { own, lora, train: options, dataset, load, save }, signal, terminal }) {
     const config = args[0] === undefined ? {} : await loadConfig(args[0]);
     const { preview, lora: on, sampleQuestions, ...settings } = own;
-    const merged = mergeSettings<TrainConfig>(config, { ...settings, train: samplePrompts(options, sampleQuestions), dataset, load, save } as TrainConfig);
+    const merged = mergeSettings<TrainConfig>(config, {
+      ...settings,
+      train: samplePrompts(options, sampleQuestions),
+      dataset,
+      load,
+      save,
+    } as TrainConfig);
     const chosen = loraSetting(config.lora, on, lora);
-    await runTraining({ config: { ...merged, ...(chosen === undefined ? {} : { lora: chosen }) }, preview, where: "llm train", signal, terminal });
+    await runTraining({
+      config: { ...merged, ...(chosen === undefined ? {} : { lora: chosen }) },
+      preview,
+      where: "llm train",
+      signal,
+      terminal,
+    });
   },
 });

@@ -60,7 +60,11 @@ export interface LinearBase {
  * @returns     [T, N] in x's dtype
  * @see Hu et al. 2021, arXiv:2106.09685
  */
-export function linear(x: Tensor, base: { weight: Tensor; bias: Tensor | null } | LinearBase, lowRank: readonly LowRank[] = []): Tensor {
+export function linear(
+  x: Tensor,
+  base: { weight: Tensor; bias: Tensor | null } | LinearBase,
+  lowRank: readonly LowRank[] = [],
+): Tensor {
   const dense = "weight" in base ? base : undefined;
   const y = dense ? raw.matmul(x, dense.weight, dense.bias, 0, 1, code(x.dtype)) : (base as LinearBase).forward(x);
   // Adapters kept in another dtype than the activations (f32 masters) compute in the activations' dtype.
@@ -89,15 +93,20 @@ export function linear(x: Tensor, base: { weight: Tensor; bias: Tensor | null } 
   }));
   record("linear", [y], inputs, saved, ([dy], s, c: BackwardContext) => {
     const out: (Tensor | null)[] = inputs.map(() => null);
-    if (dense && c.needs(1)) c.accumulate(1, s[weightAt]!.shape, (grad) => raw.matmulAcc(grad, dy!, s[xAt]!, 1, 0, 1, 1));
+    if (dense && c.needs(1))
+      c.accumulate(1, s[weightAt]!.shape, (grad) => raw.matmulAcc(grad, dy!, s[xAt]!, 1, 0, 1, 1));
     if (dense && c.needs(2)) out[2] = raw.sumRows(dy!);
-    if (c.needs(0)) out[0] = dense ? raw.matmul(dy!, s[weightAt]!, null, 0, 0, code(s[xAt]!.dtype)) : (base as LinearBase).backward(dy!);
+    if (c.needs(0))
+      out[0] = dense
+        ? raw.matmul(dy!, s[weightAt]!, null, 0, 0, code(s[xAt]!.dtype))
+        : (base as LinearBase).backward(dy!);
     adapters.forEach((l, i) => {
       const a = s[l.a]!;
       const b = s[l.b]!;
       const dy_i = dy!.columns(l.offset, l.offset + b.dim(0));
       const at = 3 + 3 * i;
-      if (c.needs(at + 1)) c.accumulate(at + 1, b.shape, (grad) => raw.matmulAcc(grad, dy_i, s[l.h]!, 1, 0, l.scale, 1));
+      if (c.needs(at + 1))
+        c.accumulate(at + 1, b.shape, (grad) => raw.matmulAcc(grad, dy_i, s[l.h]!, 1, 0, l.scale, 1));
       if (!c.needs(at) && !c.needs(0) && !c.needs(at + 2)) return;
       const cast = (t: Tensor): Tensor => (t.dtype === dy!.dtype ? t : raw.cast(t, code(dy!.dtype)));
       const dh = raw.matmul(dy_i, cast(b), null, 0, 0, code(dy!.dtype));

@@ -1,9 +1,9 @@
 /**
  * The op cases without a test runner: prints failures and `N passed, N failed`. Bundled into one file it needs only Node and the addon
  * (LLM_NATIVE), so it also runs on a machine without npm.
- * usage: main.js [--only text] [--limit elements] [--slowest] [--digest] [--list]
+ * usage: main.js [--only text] [--limit elements] [--inline] [--slowest] [--digest] [--list]
  */
-import { nativeDoctor } from "@llm/core";
+import { nativeDoctor, setExecution } from "@llm/core";
 import { opCases } from "./cases.js";
 import { opChecks } from "./checks.js";
 import { sizeOf } from "./numbers.js";
@@ -25,6 +25,7 @@ function main(): void {
     for (const { name } of [...cases, ...checks]) console.log(name);
     return;
   }
+  if (process.argv.includes("--inline")) setExecution("inline");
   const { isa, threads } = nativeDoctor();
   console.log(`isa ${isa}, ${threads} threads`);
   if (process.argv.includes("--digest")) {
