@@ -1,4 +1,4 @@
-/** Tokens per second of train() on a 4-layer Qwen2-shaped model of width 192: `npx vitest`-free, `node tools/run-ts.mjs bench/cpu/train.ts [steps]`. */
+/** Tokens per second of train() on a 4-layer Qwen2-shaped model of width 192, f32 and bf16, long and short documents: node tools/run-ts.mjs bench/cpu/train.ts [steps] */
 import { memory, nativeDoctor } from "@llm/core";
 import { createModel } from "@llm/models";
 import { train } from "@llm/parallel";

@@ -13,19 +13,22 @@ export interface Phase {
   listEvery: number;
   /** Where a line is cut at a space, the space belongs to what follows, as in text that is written freely. */
   spaceFollows: boolean;
+  /** The numbers of a list differ little. */
+  nearLists: boolean;
 }
 
-/** Phase 1: mostly sums. Phase 2: lists and conversations, cut as a chat will write them. */
-export const phases: readonly [Phase, Phase] = [
-  { chatEvery: 6, listEvery: Infinity, spaceFollows: false },
-  { chatEvery: 3, listEvery: 3, spaceFollows: true },
+/** Mostly sums; then lists and conversations, cut as a chat will write them; then lists that must be read with care. */
+export const phases: readonly Phase[] = [
+  { chatEvery: 6, listEvery: Infinity, spaceFollows: false, nearLists: false },
+  { chatEvery: 3, listEvery: 3, spaceFollows: true, nearLists: false },
+  { chatEvery: 3, listEvery: 2, spaceFollows: true, nearLists: true },
 ];
 
 function nextLine(random: ReturnType<typeof createRandom>, phase: Phase, heldOut: boolean): PlainLine {
-  let line = phase.listEvery < Infinity && random.below(phase.listEvery) === 0 ? listLine(random) : plainLine(random, heldOut);
+  let line = phase.listEvery < Infinity && random.below(phase.listEvery) === 0 ? listLine(random, phase.nearLists) : plainLine(random, heldOut);
   if (phase.spaceFollows && line.prompt.endsWith(" ")) line = { prompt: line.prompt.slice(0, -1), completion: ` ${line.completion}` };
   if (random.below(phase.chatEvery) > 0) return line;
-  const below = random.below(2) === 0 ? `\n${aside(random)}` : "";
+  const below = random.below(2) === 0 ? `\n${aside(random, phase.nearLists)}` : "";
   return { prompt: `<|im_start|>user\n${line.prompt}${below}<|im_end|>\n<|im_start|>assistant\n`, completion: `${line.completion}<|im_end|>\n` };
 }
 

@@ -62,23 +62,24 @@ export interface PlainLine {
   completion: string;
 }
 
-/** Three numbered entries. */
-function list(random: Random): { text: string; entries: Record<string, string> } {
-  const [A, B, C] = [0, 0, 0].map(() => String(random.below(2000))) as [string, string, string];
+/** Three lettered numbers; with `near` they differ in a digit or a carry only, as the options of a question do. */
+function list(random: Random, near: boolean): { text: string; entries: Record<string, string> } {
+  const first = random.below(2000);
+  const [A, B, C] = [first, 0, 0].map((n, i) => String(i === 0 ? n : near ? wrongResult(random, first) : random.below(2000))) as [string, string, string];
   return { text: `A. ${A}\nB. ${B}\nC. ${C}`, entries: { A, B, C } };
 }
 
 /** What stands at a letter of a list, or which letter an entry has. */
-export function listLine(random: Random): PlainLine {
-  const { text, entries } = list(random);
+export function listLine(random: Random, near = false): PlainLine {
+  const { text, entries } = list(random, near);
   const letter = random.pick(["A", "B", "C"]);
   const entry = entries[letter]!;
   return random.below(3) === 0 ? { prompt: `${text}\n${letter} is `, completion: `${entry}.` } : { prompt: `${text}\n${entry} is `, completion: `${letter}.` };
 }
 
 /** Something else that may stand below a question in a conversation. */
-export function aside(random: Random): string {
-  if (random.below(2) === 0) return list(random).text;
+export function aside(random: Random, near = false): string {
+  if (random.below(2) === 0) return list(random, near).text;
   const { prompt, completion } = plainLine(random);
   return prompt + completion;
 }

@@ -1,4 +1,4 @@
-import { backward, linearCrossEntropy, type NamedTensor, scope, tensor } from "@llm/core";
+import { backward, linearCrossEntropy, type NamedTensor, randomNormal, scope, tensor } from "@llm/core";
 import type { CausalLM, TokenBatch } from "@llm/models";
 import { gradientCheck, packIds, randomDocuments, tinyModel } from "@llm/testing";
 import { describe, expect, it } from "vitest";
@@ -81,6 +81,39 @@ describe("gradients of a small Qwen2", () => {
       const worst = values.reduce((most, v, i) => Math.max(most, Math.abs(v - other[i]!)), 0);
       expect(worst / scale, name).toBeLessThan(1e-6);
     }
+    model.dispose();
+  });
+
+  it.each(["f32", "bf16"] as const)("are the same when prompts are skipped before the output projection (%s)", (dtype) => {
+    const documents = randomDocuments([30, 25], { vocabSize: 270 });
+    const answers = packIds(documents, { learn: (_, t) => t % 4 === 3 });
+    const weights = Float32Array.from(answers.labels_T, (label) => (label < 0 ? 0 : 1));
+    // Every position has a label here, so nothing is skipped; the weights say what counts.
+    const all = { ...packIds(documents), lossWeights_T: weights };
+    all.labels_T[29] = 0;
+    all.labels_T[54] = 0;
+    const model = withAdapters(tinyModel({ ...options, dtype, tied: false }), { rank: 2, initB: 0.2 });
+    const parameters = [...model.decoder.trainable(), ...adapterTensors(model.decoder)];
+    const skipped = gradients(model, [answers], false, parameters);
+    for (const [name, values] of gradients(model, [all], false, parameters)) {
+      const scale = values.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+      const worst = values.reduce((most, v, i) => Math.max(most, Math.abs(v - skipped.get(name)![i]!)), 0);
+      expect(worst / scale, name).toBeLessThan(dtype === "f32" ? 1e-6 : 0.02);
+    }
+    model.dispose();
+  });
+
+  it("of an adapted head agree with differences", () => {
+    const plain = tinyModel({ ...options, tied: false, std: 0.2 });
+    const head = plain.decoder.head!;
+    const a = randomNormal([2, 24], { seed: 1, std: 0.3 }).keep();
+    const b = randomNormal([270, 2], { seed: 2, std: 0.3 }).keep();
+    const model = plain.mapLinears((l) => (l === head ? l.with({ deltas: [{ kind: "lora", name: "test", a, b, scale: 0.5 }] }) : l));
+    const batch = packIds(randomDocuments([7, 4], { vocabSize: 270 }));
+    const objective = () => ({ loss: causalLanguageModel(model, batch, context).lossSum });
+    const errors = gradientCheck(objective, adapterTensors(model.decoder));
+    expect(errors).toHaveLength(12);
+    expect(errors[0]!.error, JSON.stringify(errors[0])).toBeLessThan(5e-3);
     model.dispose();
   });
 

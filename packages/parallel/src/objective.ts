@@ -1,5 +1,5 @@
 /** What is learned of a batch: sums over tokens and the weight that they are divided by, never means. T tokens. */
-import { crossEntropy, linearCrossEntropy, sum, type Tensor, tensor, cast } from "@llm/core";
+import { cast, crossEntropy, gatherRows, linearCrossEntropy, sum, type Tensor, tensor } from "@llm/core";
 import type { Decoder, TokenBatch } from "@llm/models";
 
 /** What the default objective needs of a model; CausalLM is one. */
@@ -46,17 +46,33 @@ export function batchWeight(batch: Pick<TokenBatch, "labels_T" | "lossWeights_T"
 }
 
 /**
+ * The rows of `hidden` that have a label, with their labels and weights, when they are few enough to be worth gathering: the output
+ * projection, which may be a third of a small model, then skips prompts.
+ */
+function learnedRows(hidden: Tensor, batch: TokenBatch): { hidden: Tensor; labels: Int32Array; weights: Float32Array | undefined } {
+  const { labels_T, lossWeights_T } = batch;
+  const rows: number[] = [];
+  for (let t = 0; t < labels_T.length; t++) if (labels_T[t]! >= 0) rows.push(t);
+  if (rows.length > 0.8 * labels_T.length) return { hidden, labels: labels_T, weights: lossWeights_T };
+  return {
+    hidden: gatherRows(hidden, tensor(Int32Array.from(rows))),
+    labels: Int32Array.from(rows, (t) => labels_T[t]!),
+    weights: lossWeights_T && Float32Array.from(rows, (t) => lossWeights_T[t]!),
+  };
+}
+
+/**
  * Next-token cross-entropy: lossSum = Σ_t w_t · −log softmax(h_t Wᵀ)[label_t] over positions with a label, weightSum = Σ_t w_t.
  * Fused with the output projection, so that the logits of all tokens never exist together; an adapted head (LoRA on lm_head) holds them.
  */
 export const causalLanguageModel: Objective = (model, batch, { checkpointing }) => {
-  const hidden = model.hidden(batch, { checkpointing });
-  const labels = tensor(batch.labels_T);
-  const weights = batch.lossWeights_T ? tensor(batch.lossWeights_T) : null;
+  const learned = learnedRows(model.hidden(batch, { checkpointing }), batch);
+  const labels = tensor(learned.labels);
+  const weights = learned.weights ? tensor(learned.weights) : null;
   const { head } = model.decoder;
   const lossSum =
     head && head.deltas.length > 0
-      ? sum(crossEntropy(cast(head.forward(hidden), "f32"), labels, weights))
-      : linearCrossEntropy(hidden, model.decoder.headFor(), labels, weights).loss;
+      ? sum(crossEntropy(cast(head.forward(learned.hidden), "f32"), labels, weights))
+      : linearCrossEntropy(learned.hidden, model.decoder.headFor(), labels, weights).loss;
   return { lossSum, weightSum: batchWeight(batch) };
 };
