@@ -41,9 +41,9 @@ async function fit<M extends object>(options: TrainOptions<M>): Promise<void> {
   await run.done;
 }
 
-/** Questions as conversations: the user asks with options, the assistant says the sum and names the option. */
+/** Questions as conversations: the user asks with options, the assistant answers with the text of the right one. */
 const conversations = (rows: readonly Question[]) =>
-  rows.map((q) => ({ messages: [{ role: "user", content: questionText(q) }, { role: "assistant", content: `${q[q.answer]} is ${q.answer}.` }] }));
+  rows.map((q) => ({ messages: [{ role: "user", content: questionText(q) }, { role: "assistant", content: q[q.answer] }] }));
 
 async function writeLines(path: string, rows: readonly unknown[]): Promise<string> {
   await writeFile(`${path}.tmp`, rows.map((row) => `${JSON.stringify(row)}\n`).join(""));

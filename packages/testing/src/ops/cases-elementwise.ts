@@ -50,6 +50,8 @@ for (const from of floats) {
   add("argmax", "", [input(from, [7, 301])], [], exact);
   add("topk", "ties go to the lower index", [input(from, [2, 6], [1, 3, 3, 2, 3, 1, 0, 0, 0, 0, 0, 0])], [4], exact);
   add("topk", "", [input(from, [5, 200], { normal: 2 })], [7], exact);
+  add("topk", "a vocabulary", [input(from, [2, 6001], { normal: 2 })], [50], exact);
+  add("argmax", "a vocabulary", [input(from, [2, 6001], { normal: 2 })], [], exact);
   add("topk", "more than there are", [input(from, [2, 3])], [5], exact);
   add("topk", "-inf", [input(from, [1, 4], [-Infinity, 2, -Infinity, 1])], [3], exact);
   add("transpose", "", [input(from, [5, 7])], [], exact);

@@ -75,6 +75,8 @@ const shapes: readonly Attention[] = [
   { note: "odd width", queries: [6], heads: 3, keyHeads: 1, width: 5 },
   { note: "peaked", queries: [9], heads: 2, keyHeads: 1, width: 16, normal: 6 },
   { note: "many tiles", queries: [70, 37], heads: 2, keyHeads: 1, width: 64 },
+  { note: "many keys", queries: [2, 1], keys: [300, 131], heads: 2, keyHeads: 1, width: 32 },
+  { note: "many keys, window", queries: [5], keys: [290], heads: 2, keyHeads: 1, width: 16, window: 140 },
   { note: "width 128", queries: [33], keys: [65], heads: 2, keyHeads: 1, width: 128 },
 ];
 

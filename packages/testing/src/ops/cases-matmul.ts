@@ -35,5 +35,9 @@ for (const dtype of floats) {
 }
 add("matmul", "deep", [input("f32", [2, 4099]), input("f32", [4099, 3]), null], [0, 0, code("f32")], summation);
 add("matmul", "deep", [input("bf16", [2, 4099]), input("bf16", [3, 4099]), null], [0, 1, code("f32")], summation);
+for (const dtype of ["f32", "bf16"] as const) {
+  add("matmul", "several cache blocks", [input(dtype, [97, 700]), input(dtype, [110, 700]), null], [0, 1, code(dtype)], summation);
+  add("matmul", "several cache blocks", [input(dtype, [97, 530]), input(dtype, [530, 70]), null], [0, 0, code("f32")], summation);
+}
 
 export const matmulCases: readonly OpCase[] = cases;

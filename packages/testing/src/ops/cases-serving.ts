@@ -89,6 +89,7 @@ for (const dtype of floats) {
   add("sample", "-inf", [input(dtype, [2, 4], [-Infinity, 0, -Infinity, 0, -Infinity, -Infinity, 3, -Infinity]), params([1, 0, 1, 0, 1], [1, 0, 1, 0, 1]), input("i32", [2, 2], [5, 6, 7, 8]), input("i32", [2], [1, 2])], [], transcendental);
 }
 add("sample", "a real vocabulary", [input("f32", [8, 4001], { normal: 2 }), params(...settings), input("i32", [8, 2], { integers: [-2_000_000_000, 2_000_000_000] }), input("i32", [8], { integers: [0, 1000] })], [], transcendental);
+add("sample", "a large vocabulary", [input("bf16", [8, 32_003], { normal: 3 }), params(...settings), input("i32", [8, 2], { integers: [-2_000_000_000, 2_000_000_000] }), input("i32", [8], { integers: [0, 1000] })], [], transcendental);
 add("sample", "no rows", [input("f32", [0, 5]), input("f32", [0, 8]), input("i32", [0, 2], []), input("i32", [0], [])], [], exact);
 
 export const servingCases: readonly OpCase[] = cases;
