@@ -43,7 +43,8 @@ for (let step = 0; step < steps; step++) {
     optimizer.zeroGrad();
     return loss;
   });
-  if (step % 10 === 0 || step === steps - 1) console.log(`step ${step + 1}: loss ${((await lossSum.item()) / learned).toFixed(4)}`);
+  if (step % 10 === 0 || step === steps - 1)
+    console.log(`step ${step + 1}: loss ${((await lossSum.item()) / learned).toFixed(4)}`);
   lossSum.dispose();
 }
 

@@ -3,7 +3,16 @@ import { loadDataset } from "@llm/data";
 import { createModel, trainBpe } from "@llm/models";
 import { train } from "@llm/parallel";
 
-const capitals = { France: "Paris", Italy: "Rome", Japan: "Tokyo", Egypt: "Cairo", Peru: "Lima", Norway: "Oslo", Cuba: "Havana", Kenya: "Nairobi" };
+const capitals = {
+  France: "Paris",
+  Italy: "Rome",
+  Japan: "Tokyo",
+  Egypt: "Cairo",
+  Peru: "Lima",
+  Norway: "Oslo",
+  Cuba: "Havana",
+  Kenya: "Nairobi",
+};
 const rows = Object.entries(capitals).map(([country, capital]) => ({
   messages: [
     { role: "user", content: `What is the capital of ${country}?` },
@@ -50,7 +59,10 @@ const run = train({
   output: "capitals",
 });
 for await (const step of run) {
-  if (step.step % 10 === 0) console.log(`step ${step.step}/${step.totalSteps}: loss ${step.loss.toFixed(4)}, ${Math.round(step.tokensPerSecond)} tokens/s`);
+  if (step.step % 10 === 0)
+    console.log(
+      `step ${step.step}/${step.totalSteps}: loss ${step.loss.toFixed(4)}, ${Math.round(step.tokensPerSecond)} tokens/s`,
+    );
   if (step.evaluation) console.log(`  perplexity ${step.evaluation.perplexity.toFixed(3)}`);
   for (const { prompt, text } of step.samples ?? []) console.log(`  ${prompt} → ${text}`);
 }

@@ -8,7 +8,8 @@ const root = new URL("..", import.meta.url);
 
 export async function resolve(specifier, context, next) {
   const name = /^@llm\/(?!native-)([\w-]+)$/.exec(specifier)?.[1];
-  if (name && process.env.LLM_FROM_SOURCE === "1") return next(new URL(`packages/${name}/src/index.ts`, root).href, context);
+  if (name && process.env.LLM_FROM_SOURCE === "1")
+    return next(new URL(`packages/${name}/src/index.ts`, root).href, context);
   try {
     return await next(specifier, context);
   } catch (error) {

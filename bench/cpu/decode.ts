@@ -16,7 +16,9 @@ const quantized = dense.decoder.mapLinears((l) => {
   if (l.storage.kind !== "dense") return l;
   const { weight } = l.storage;
   const [q, scales, zeros] = scope(() => native.quantizeW4(weight, group, 0));
-  return l.with({ storage: { kind: "w4", q: q.keep(), scales: scales.keep(), zeros: zeros.keep(), group, compute: "int8" } });
+  return l.with({
+    storage: { kind: "w4", q: q.keep(), scales: scales.keep(), zeros: zeros.keep(), group, compute: "int8" },
+  });
 });
 const [q, scales] = scope(() => native.quantizeQ8(dense.decoder.embed.weight, group));
 const head = new Linear({
@@ -25,12 +27,18 @@ const head = new Linear({
   inFeatures: dense.spec.hiddenSize,
   storage: { kind: "q8", q: q.keep(), scales: scales.keep(), group, compute: "int8" },
 });
-const model = dense.withDecoder(new Decoder(dense.spec, { embed: quantized.embed, blocks: [...quantized.blocks], norm: quantized.norm, head }));
+const model = dense.withDecoder(
+  new Decoder(dense.spec, { embed: quantized.embed, blocks: [...quantized.blocks], norm: quantized.norm, head }),
+);
 
-const w4Bytes = quantized.linears().reduce((n, l) => n + (l.outFeatures * l.inFeatures) / 2 + ((l.outFeatures * l.inFeatures) / group) * 2.5, 0);
+const w4Bytes = quantized
+  .linears()
+  .reduce((n, l) => n + (l.outFeatures * l.inFeatures) / 2 + ((l.outFeatures * l.inFeatures) / group) * 2.5, 0);
 const headBytes = head.outFeatures * head.inFeatures * (1 + 2 / group);
 console.log(machineLine());
-console.log(`weights read a token: ${((w4Bytes + headBytes) / 1e6).toFixed(0)} MB (4-bit linears ${(w4Bytes / 1e6).toFixed(0)}, 8-bit head ${(headBytes / 1e6).toFixed(0)})`);
+console.log(
+  `weights read a token: ${((w4Bytes + headBytes) / 1e6).toFixed(0)} MB (4-bit linears ${(w4Bytes / 1e6).toFixed(0)}, 8-bit head ${(headBytes / 1e6).toFixed(0)})`,
+);
 const engine = await createEngine(model, { maxBatchSize: 1, maxTokens: 512, kvCache: { dtype: "bf16" } });
 for (let repeat = 0; repeat < 3; repeat++) {
   let first = 0;
@@ -41,6 +49,8 @@ for (let repeat = 0; repeat < 3; repeat++) {
     if (event.type === "finish") count = event.tokenIds.length;
   }
   const seconds = (performance.now() - first) / 1000;
-  console.log(`${((count - 1) / seconds).toFixed(1)} tokens/s over ${count} tokens (first after ${(first - begin).toFixed(0)} ms)`);
+  console.log(
+    `${((count - 1) / seconds).toFixed(1)} tokens/s over ${count} tokens (first after ${(first - begin).toFixed(0)} ms)`,
+  );
 }
 await engine.dispose();

@@ -18,9 +18,16 @@ for (const dtype of ["f32", "bf16"] as DType[]) {
     scope(() => {
       const a = randomNormal([m, k], { seed: 1, dtype });
       const b = randomNormal([n, k], { seed: 2, dtype });
-      const { best, median } = time(() => scope(() => void native.matmul(a, b, null, 0, 1, codes[dtype]!)), { repeats: 20 });
+      const { best, median } = time(() => scope(() => void native.matmul(a, b, null, 0, 1, codes[dtype]!)), {
+        repeats: 20,
+      });
       const flops = 2 * m * n * k;
-      rows.push({ dtype, shape: `${m}×${n}×${k}`, "GFLOP/s best": +(flops / best / 1e9).toFixed(1), "GFLOP/s median": +(flops / median / 1e9).toFixed(1) });
+      rows.push({
+        dtype,
+        shape: `${m}×${n}×${k}`,
+        "GFLOP/s best": +(flops / best / 1e9).toFixed(1),
+        "GFLOP/s median": +(flops / median / 1e9).toFixed(1),
+      });
     });
   }
 }

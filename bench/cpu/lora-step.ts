@@ -16,7 +16,10 @@ const positions = Int32Array.from(ids, (_, i) => i);
 
 console.log(machineLine());
 for (const dtype of ["f32", "bf16"] as const) {
-  const model = applyLora(createModel({ ...qwen25_05b, num_hidden_layers: 4 }, tokenizer, { dtype, seed: 1 }), { rank: 16, alpha: 32 });
+  const model = applyLora(createModel({ ...qwen25_05b, num_hidden_layers: 4 }, tokenizer, { dtype, seed: 1 }), {
+    rank: 16,
+    alpha: 32,
+  });
   const optimizer = createAdamW(adapterParameters(model), { lr: 1e-4 });
   const step = (): void =>
     scope(() => {
@@ -27,7 +30,9 @@ for (const dtype of ["f32", "bf16"] as const) {
       optimizer.zeroGrad();
     });
   const { best, median } = time(step, { repeats: 6, warmups: 2 });
-  console.log(`${dtype}: ${(median * 1e3).toFixed(0)} ms a step median, ${(best * 1e3).toFixed(0)} ms best, ${Math.round(T / median)} tokens/s median`);
+  console.log(
+    `${dtype}: ${(median * 1e3).toFixed(0)} ms a step median, ${(best * 1e3).toFixed(0)} ms best, ${Math.round(T / median)} tokens/s median`,
+  );
   optimizer.dispose();
   model.dispose();
 }

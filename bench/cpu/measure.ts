@@ -4,7 +4,10 @@ import { execFileSync } from "node:child_process";
 import { nativeDoctor, synchronize } from "@llm/core";
 
 /** Best and median of `repeats` runs, in seconds; each run's queued work is waited for. */
-export function time(run: () => void, options: { repeats?: number; warmups?: number } = {}): { best: number; median: number } {
+export function time(
+  run: () => void,
+  options: { repeats?: number; warmups?: number } = {},
+): { best: number; median: number } {
   const { repeats = 10, warmups = 2 } = options;
   const seconds: number[] = [];
   for (let i = -warmups; i < repeats; i++) {

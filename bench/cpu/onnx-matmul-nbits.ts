@@ -28,17 +28,27 @@ function join(parts: readonly Uint8Array[]): Uint8Array {
 }
 
 const message = (...fields: Uint8Array[]): Uint8Array => join(fields);
-const int = (name: string, value: number): Uint8Array => field(5, message(field(1, name), field(3, value), field(20, 2)));
-const shape = (dims: readonly (number | string)[]): Uint8Array => message(...dims.map((d) => field(1, typeof d === "number" ? message(field(1, d)) : message(field(2, d)))));
-const value = (name: string, dims: readonly (number | string)[]): Uint8Array => message(field(1, name), field(2, message(field(1, message(field(1, 1), field(2, shape(dims)))))));
+const int = (name: string, value: number): Uint8Array =>
+  field(5, message(field(1, name), field(3, value), field(20, 2)));
+const shape = (dims: readonly (number | string)[]): Uint8Array =>
+  message(...dims.map((d) => field(1, typeof d === "number" ? message(field(1, d)) : message(field(2, d)))));
+const value = (name: string, dims: readonly (number | string)[]): Uint8Array =>
+  message(field(1, name), field(2, message(field(1, message(field(1, 1), field(2, shape(dims)))))));
 /** data_type: 1 = f32, 2 = u8. */
-const tensor = (name: string, dataType: number, dims: readonly number[], raw: Uint8Array): Uint8Array => message(...dims.map((d) => field(1, d)), field(2, dataType), field(8, name), field(9, raw));
+const tensor = (name: string, dataType: number, dims: readonly number[], raw: Uint8Array): Uint8Array =>
+  message(...dims.map((d) => field(1, d)), field(2, dataType), field(8, name), field(9, raw));
 
 /**
  * `count` independent products x W_iᵀ of one input x [M, K]; W_i in 4 bits, groups of `block`, accuracy level 4 (int8 activations).
  * Outputs y0 … y(count−1) [M, N].
  */
-export function matMulNBitsModel(count: number, K: number, N: number, block: number, accuracyLevel: number): Uint8Array {
+export function matMulNBitsModel(
+  count: number,
+  K: number,
+  N: number,
+  block: number,
+  accuracyLevel: number,
+): Uint8Array {
   const groups = K / block;
   const nodes: Uint8Array[] = [];
   const initializers: Uint8Array[] = [];
@@ -47,7 +57,11 @@ export function matMulNBitsModel(count: number, K: number, N: number, block: num
     const q = Uint8Array.from({ length: (N * K) / 2 }, (_, j) => (j * 37 + i * 11) & 255);
     const scales = new Float32Array(N * groups).fill(0.01);
     const zeros = new Uint8Array((N * groups) / 2).fill(0x88);
-    initializers.push(field(5, tensor(`b${i}`, 2, [N, groups, block / 2], q)), field(5, tensor(`s${i}`, 1, [N * groups], new Uint8Array(scales.buffer))), field(5, tensor(`z${i}`, 2, [(N * groups) / 2], zeros)));
+    initializers.push(
+      field(5, tensor(`b${i}`, 2, [N, groups, block / 2], q)),
+      field(5, tensor(`s${i}`, 1, [N * groups], new Uint8Array(scales.buffer))),
+      field(5, tensor(`z${i}`, 2, [(N * groups) / 2], zeros)),
+    );
     nodes.push(
       field(
         1,
@@ -64,5 +78,10 @@ export function matMulNBitsModel(count: number, K: number, N: number, block: num
     outputs.push(field(12, value(`y${i}`, ["M", N])));
   }
   const graph = message(...nodes, field(2, "g"), ...initializers, field(11, value("x", ["M", K])), ...outputs);
-  return message(field(1, 9), field(7, graph), field(8, message(field(1, ""), field(2, 21))), field(8, message(field(1, "com.microsoft"), field(2, 1))));
+  return message(
+    field(1, 9),
+    field(7, graph),
+    field(8, message(field(1, ""), field(2, 21))),
+    field(8, message(field(1, "com.microsoft"), field(2, 1))),
+  );
 }

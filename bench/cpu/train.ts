@@ -21,7 +21,10 @@ const config = {
 };
 const { isa, threads } = nativeDoctor();
 for (const dtype of ["f32", "bf16"] as const) {
-  for (const [documents, length] of [[8, 256], [128, 16]] as const) {
+  for (const [documents, length] of [
+    [8, 256],
+    [128, 16],
+  ] as const) {
     const model = createModel(config, byteTokenizer(), { dtype });
     const batch = packIds(randomDocuments(new Array(documents).fill(length), { vocabSize: 1024 }));
     const reports = [];

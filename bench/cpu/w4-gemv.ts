@@ -31,15 +31,31 @@ for (const group of [32, 128]) {
     const [q, scales, zeros] = native.quantizeW4(w, group, 0);
     const packed: Tensor[] = Array.from({ length: count }, () => native.repackW4(q, scales, zeros, group));
     const x = randomNormal([1, K], { seed: 2 });
-    for (const [mode, name] of [[1, "int8 activations"], [0, "exact"]] as const) {
-      const { best, median } = time(() => scope(() => packed.forEach((p) => void native.linearW4(x, p, null, N, K, group, mode))), { repeats: 10 });
-      const bytes = count * ((N * K) / 2 + (N * K) / group * 2);
-      rows.push({ what: `ours, ${name}`, group, "ms a matrix (best)": +((best / count) * 1e3).toFixed(3), "ms (median)": +((median / count) * 1e3).toFixed(3), "GB/s (q + f16 scale)": +(bytes / best / 1e9).toFixed(1), "of bandwidth": +(bytes / best / 1e9 / bandwidth).toFixed(2) });
+    for (const [mode, name] of [
+      [1, "int8 activations"],
+      [0, "exact"],
+    ] as const) {
+      const { best, median } = time(
+        () => scope(() => packed.forEach((p) => void native.linearW4(x, p, null, N, K, group, mode))),
+        { repeats: 10 },
+      );
+      const bytes = count * ((N * K) / 2 + ((N * K) / group) * 2);
+      rows.push({
+        what: `ours, ${name}`,
+        group,
+        "ms a matrix (best)": +((best / count) * 1e3).toFixed(3),
+        "ms (median)": +((median / count) * 1e3).toFixed(3),
+        "GB/s (q + f16 scale)": +(bytes / best / 1e9).toFixed(1),
+        "of bandwidth": +(bytes / best / 1e9 / bandwidth).toFixed(2),
+      });
     }
   });
   const ort = await import("onnxruntime-node");
   for (const level of [4, 0]) {
-    const session = await ort.InferenceSession.create(matMulNBitsModel(count, K, N, group, level), { intraOpNumThreads: nativeDoctor().threads, logSeverityLevel: 3 });
+    const session = await ort.InferenceSession.create(matMulNBitsModel(count, K, N, group, level), {
+      intraOpNumThreads: nativeDoctor().threads,
+      logSeverityLevel: 3,
+    });
     const feeds = { x: new ort.Tensor("float32", new Float32Array(K).fill(0.5), [1, K]) };
     const seconds: number[] = [];
     for (let i = 0; i < 12; i++) {
@@ -48,7 +64,12 @@ for (const group of [32, 128]) {
       if (i >= 2) seconds.push((performance.now() - begin) / 1000);
     }
     seconds.sort((a, b) => a - b);
-    rows.push({ what: `onnxruntime ${level === 4 ? "accuracy 4 (int8)" : "accuracy 0 (f32)"}`, group, "ms a matrix (best)": +((seconds[0]! / count) * 1e3).toFixed(3), "ms (median)": +((seconds[5]! / count) * 1e3).toFixed(3) });
+    rows.push({
+      what: `onnxruntime ${level === 4 ? "accuracy 4 (int8)" : "accuracy 0 (f32)"}`,
+      group,
+      "ms a matrix (best)": +((seconds[0]! / count) * 1e3).toFixed(3),
+      "ms (median)": +((seconds[5]! / count) * 1e3).toFixed(3),
+    });
     await session.release();
   }
 }

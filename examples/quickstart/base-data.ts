@@ -25,15 +25,28 @@ export const phases: readonly Phase[] = [
 ];
 
 function nextLine(random: ReturnType<typeof createRandom>, phase: Phase, heldOut: boolean): PlainLine {
-  let line = phase.listEvery < Infinity && random.below(phase.listEvery) === 0 ? listLine(random, phase.nearLists) : plainLine(random, heldOut);
-  if (phase.spaceFollows && line.prompt.endsWith(" ")) line = { prompt: line.prompt.slice(0, -1), completion: ` ${line.completion}` };
+  let line =
+    phase.listEvery < Infinity && random.below(phase.listEvery) === 0
+      ? listLine(random, phase.nearLists)
+      : plainLine(random, heldOut);
+  if (phase.spaceFollows && line.prompt.endsWith(" "))
+    line = { prompt: line.prompt.slice(0, -1), completion: ` ${line.completion}` };
   if (random.below(phase.chatEvery) > 0) return line;
   const below = random.below(2) === 0 ? `\n${aside(random, phase.nearLists)}` : "";
-  return { prompt: `<|im_start|>user\n${line.prompt}${below}<|im_end|>\n<|im_start|>assistant\n`, completion: `${line.completion}<|im_end|>\n` };
+  return {
+    prompt: `<|im_start|>user\n${line.prompt}${below}<|im_end|>\n<|im_start|>assistant\n`,
+    completion: `${line.completion}<|im_end|>\n`,
+  };
 }
 
 /** Packs fresh lines until `tokens` is reached; each line is a document of its own that ends with the end token. */
-export function baseBatch(tokenizer: Tokenizer, tokens: number, seed: number, phase: Phase, heldOut = false): TokenBatch {
+export function baseBatch(
+  tokenizer: Tokenizer,
+  tokens: number,
+  seed: number,
+  phase: Phase,
+  heldOut = false,
+): TokenBatch {
   const random = createRandom(seed);
   const ids: number[] = [];
   const labels: number[] = [];

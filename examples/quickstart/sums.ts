@@ -4,7 +4,11 @@
  */
 
 /** A small deterministic generator: 32-bit xorshift-multiply (Vigna's splitmix). */
-export function createRandom(seed: number): { next(): number; below(n: number): number; pick<T>(list: readonly T[]): T } {
+export function createRandom(seed: number): {
+  next(): number;
+  below(n: number): number;
+  pick<T>(list: readonly T[]): T;
+} {
   let state = BigInt(seed);
   const next = (): number => {
     state = BigInt.asUintN(64, state + 0x9e3779b97f4a7c15n);
@@ -65,7 +69,9 @@ export interface PlainLine {
 /** Three lettered numbers; with `near` they differ in a digit or a carry only, as the options of a question do. */
 function list(random: Random, near: boolean): { text: string; entries: Record<string, string> } {
   const first = random.below(2000);
-  const [A, B, C] = [first, 0, 0].map((n, i) => String(i === 0 ? n : near ? wrongResult(random, first) : random.below(2000))) as [string, string, string];
+  const [A, B, C] = [first, 0, 0].map((n, i) =>
+    String(i === 0 ? n : near ? wrongResult(random, first) : random.below(2000)),
+  ) as [string, string, string];
   return { text: `A. ${A}\nB. ${B}\nC. ${C}`, entries: { A, B, C } };
 }
 
@@ -74,7 +80,9 @@ export function listLine(random: Random, near = false): PlainLine {
   const { text, entries } = list(random, near);
   const letter = random.pick(["A", "B", "C"]);
   const entry = entries[letter]!;
-  return random.below(3) === 0 ? { prompt: `${text}\n${letter} is `, completion: `${entry}.` } : { prompt: `${text}\n${entry} is `, completion: `${letter}.` };
+  return random.below(3) === 0
+    ? { prompt: `${text}\n${letter} is `, completion: `${entry}.` }
+    : { prompt: `${text}\n${entry} is `, completion: `${letter}.` };
 }
 
 /** Something else that may stand below a question in a conversation. */
@@ -132,4 +140,9 @@ export function question(random: Random, heldOut: boolean): Question {
 /** How a question is put to a chat model. */
 export function questionText(q: Question): string {
   return `${q.question}\nA. ${q.A}\nB. ${q.B}\nC. ${q.C}`;
+}
+
+/** The right answer: the sum, and the letter it stands at. */
+export function answerText(q: Question): string {
+  return `${q[q.answer]} is ${q.answer}.`;
 }

@@ -19,7 +19,12 @@ const texts = Array.from({ length: 4000 }, () => {
   const line = plainLine(random);
   return line.prompt + line.completion;
 }).concat(Array.from({ length: 500 }, () => `user\nassistant\nsystem\n${questionText(question(random, false))}`));
-const tokenizer = trainBpe(texts, { vocabSize: 512, specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eosToken: "<|endoftext|>", chatTemplate: namedTemplates["chatml"]!.source });
+const tokenizer = trainBpe(texts, {
+  vocabSize: 512,
+  specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+  eosToken: "<|endoftext|>",
+  chatTemplate: namedTemplates["chatml"]!.source,
+});
 
 let model = createModel(
   {
@@ -50,12 +55,15 @@ const batches = (phase: Phase, seed: number) =>
 /** Share of held-out three-digit sums that the model completes exactly. */
 async function accuracy(count: number): Promise<number> {
   const lines: { prompt: string; completion: string }[] = [];
-  for (const random = createRandom(99); lines.length < count; ) {
+  for (const random = createRandom(99); lines.length < count;) {
     const line = plainLine(random, true);
     if (/^\d{3}\+\d{3}=$/.test(line.prompt)) lines.push(line);
   }
   let right = 0;
-  for await (const event of model.generate(lines.map((l) => l.prompt), { maxTokens: 6 })) {
+  for await (const event of model.generate(
+    lines.map((l) => l.prompt),
+    { maxTokens: 6 },
+  )) {
     if (event.type === "finish" && event.text === lines[event.index]!.completion) right++;
   }
   return right / count;
@@ -73,7 +81,8 @@ async function learn(phase: Phase, seed: number, steps: number, lr: number): Pro
     schedule: { kind: "cosine", warmupSteps: 100, minRatio: 0.02 },
   });
   for await (const { step, loss, tokensPerSecond } of run) {
-    if (step % 100 === 0) console.log(`step ${step}/${steps}  loss ${loss.toFixed(4)}  ${Math.round(tokensPerSecond)} tokens/s`);
+    if (step % 100 === 0)
+      console.log(`step ${step}/${steps}  loss ${loss.toFixed(4)}  ${Math.round(tokensPerSecond)} tokens/s`);
   }
   await run.done;
   console.log(`held-out sums of three digits: ${((await accuracy(500)) * 100).toFixed(1)} % exact`);
@@ -86,7 +95,13 @@ async function save(): Promise<void> {
 }
 
 // Each phase begins with the weights as the one before saved them.
-const [seed, steps, lr] = ([[1_000_000, 3600, 3e-3], [2_000_000, 1600, 1.5e-3], [3_000_000, 1600, 1.5e-3]] as const)[phase - 1]!;
+const [seed, steps, lr] = (
+  [
+    [1_000_000, 3600, 3e-3],
+    [2_000_000, 1600, 1.5e-3],
+    [3_000_000, 1600, 1.5e-3],
+  ] as const
+)[phase - 1]!;
 if (phase > 1) model = await loadModel(folder, { dtype: "f32" });
 await learn(phases[phase - 1]!, seed, steps, lr);
 await save();

@@ -67,10 +67,7 @@ class Pool {
     work(0);
     inside_parallel = false;
     state_.fetch_and(~kOpen, std::memory_order_acq_rel);
-    for (int spins = 0; (state_.load(std::memory_order_acquire) & kCountMask) != 0; ++spins) {
-      if (spins < 2000) pause_cpu();
-      else std::this_thread::yield();
-    }
+    wait_for_workers();
     if (failed_.load(std::memory_order_acquire)) {
       std::exception_ptr e = error_;
       error_ = nullptr;
@@ -101,6 +98,24 @@ class Pool {
     }
   }
 
+  // Spins while the others finish their last chunk; when that takes long (they were descheduled) it gives the processor away.
+  void wait_for_workers() {
+    const auto busy = [this] { return (state_.load(std::memory_order_seq_cst) & kCountMask) != 0; };
+    if (!busy()) return;
+    const auto start = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() - start < kSpin) {
+      pause_cpu();
+      if (!busy()) return;
+    }
+    caller_sleeps_.store(true, std::memory_order_seq_cst);
+    for (;;) {
+      const uint32_t ticket = left_.load(std::memory_order_seq_cst);
+      if (!busy()) break;
+      left_.wait(ticket, std::memory_order_seq_cst);
+    }
+    caller_sleeps_.store(false, std::memory_order_relaxed);
+  }
+
   void worker(int self) {
     inside_parallel = true;
     uint64_t seen = 0;
@@ -114,7 +129,11 @@ class Pool {
       if (joined) {
         seen = s >> kEpochShift;
         if (self < participants_) work(self);
-        state_.fetch_sub(1, std::memory_order_acq_rel);
+        // The last one out of a closed job wakes a caller that went to sleep.
+        if ((state_.fetch_sub(1, std::memory_order_seq_cst) & (kOpen | kCountMask)) == 1 && caller_sleeps_.load(std::memory_order_seq_cst)) {
+          left_.fetch_add(1, std::memory_order_seq_cst);
+          left_.notify_all();
+        }
         idle_since = std::chrono::steady_clock::now();
         continue;
       }
@@ -150,6 +169,8 @@ class Pool {
   std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<uint32_t> signal_{0};
   std::atomic<int> parked_{0};
+  std::atomic<uint32_t> left_{0};
+  std::atomic<bool> caller_sleeps_{false};
   alignas(64) ChunkFn fn_ = nullptr;
   void* ctx_ = nullptr;
   int participants_ = 0;

@@ -15,7 +15,12 @@ const run = (command, args) => execFileSync(command, args, { stdio: "inherit" })
 
 run(process.execPath, [`${native}/scripts/gen.mjs`]);
 run("cmake", [
-  "-S", native, "-B", build, `-DNODE_API_HEADERS=${headers}`, `-DLLM_SANITIZE=${sanitize ? "ON" : "OFF"}`,
+  "-S",
+  native,
+  "-B",
+  build,
+  `-DNODE_API_HEADERS=${headers}`,
+  `-DLLM_SANITIZE=${sanitize ? "ON" : "OFF"}`,
   ...(process.env.LLM_CXX ? [`-DCMAKE_CXX_COMPILER=${process.env.LLM_CXX}`] : []),
 ]);
 run("cmake", ["--build", build, "--target", "llm", "--parallel", String(availableParallelism())]);

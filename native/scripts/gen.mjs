@@ -15,7 +15,8 @@ export function parseOpTable(text) {
     if (line.startsWith("## ")) family = line.slice(3).trim();
     if (line.startsWith("#") || line.trim() === "") continue;
     const match = /^(\w+)\(([^)]*)\)\s*->\s*([^;|]*)(?:;([^|]*))?(?:\|(.*))?$/.exec(line);
-    if (!match) throw new Error(`ops.def:${index + 1}: expected "name(inputs) -> outputs ; attributes | text", got "${line}"`);
+    if (!match)
+      throw new Error(`ops.def:${index + 1}: expected "name(inputs) -> outputs ; attributes | text", got "${line}"`);
     const words = (s) => (s ?? "").split(/[\s,]+/).filter(Boolean);
     ops.push({
       name: match[1],
@@ -39,7 +40,11 @@ const camel = (name) => name.replace(/_(\w)/g, (_, c) => c.toUpperCase());
 const safe = (name) => (name === "do" ? "dO" : camel(name));
 
 /** One number that changes with the table: addon and TypeScript must agree on it. */
-const abi = (ops) => createHash("sha256").update(JSON.stringify(ops.map(({ name, inputs, outputs, attributes }) => [name, inputs, outputs, attributes]))).digest().readInt32LE(0);
+const abi = (ops) =>
+  createHash("sha256")
+    .update(JSON.stringify(ops.map(({ name, inputs, outputs, attributes }) => [name, inputs, outputs, attributes])))
+    .digest()
+    .readInt32LE(0);
 
 function header(ops) {
   const flags = (i) => `{"${i.name}", ${i.strided}, ${i.mutated}, ${i.optional}, ${i.variadic}}`;
@@ -78,13 +83,25 @@ function typescript(ops) {
   const body = ops.map((op, id) => {
     const list = op.inputs.some((i) => i.variadic) && op.inputs.length === 1;
     const params = [
-      ...op.inputs.map((i) => `${safe(i.name)}: ${i.variadic ? "readonly Tensor[]" : i.optional ? "Tensor | null" : "Tensor"}`),
+      ...op.inputs.map(
+        (i) => `${safe(i.name)}: ${i.variadic ? "readonly Tensor[]" : i.optional ? "Tensor | null" : "Tensor"}`,
+      ),
       ...op.attributes.map((a) => `${camel(a)}: number`),
     ];
-    const result = op.outputs.length === 0 ? "void" : op.outputs.length === 1 ? "Tensor" : `[${op.outputs.map((o) => `${camel(o)}: Tensor`).join(", ")}]`;
+    const result =
+      op.outputs.length === 0
+        ? "void"
+        : op.outputs.length === 1
+          ? "Tensor"
+          : `[${op.outputs.map((o) => `${camel(o)}: Tensor`).join(", ")}]`;
     const inputs = list ? safe(op.inputs[0].name) : `[${op.inputs.map((i) => safe(i.name)).join(", ")}]`;
     const call = `submit(${id}, ${inputs}, [${op.attributes.map(camel).join(", ")}])`;
-    const tail = op.outputs.length === 0 ? `${call};` : op.outputs.length === 1 ? `return ${call}[0]!;` : `return ${call} as [${op.outputs.map(() => "Tensor").join(", ")}];`;
+    const tail =
+      op.outputs.length === 0
+        ? `${call};`
+        : op.outputs.length === 1
+          ? `return ${call}[0]!;`
+          : `return ${call} as [${op.outputs.map(() => "Tensor").join(", ")}];`;
     return `/** ${op.doc || `Gradient of ${op.name.replace(/_bwd$/, "")}.`} */\nexport function ${camel(op.name)}(${params.join(", ")}): ${result} {\n  ${tail}\n}`;
   });
   return `// Generated from native/ops.def by native/scripts/gen.mjs. Do not edit.
@@ -102,25 +119,51 @@ ${body.join("\n\n")}
 }
 
 function markdown(ops) {
-  const lines = ["# Ops", "", "Generated from `native/ops.def`. Marks: `*` rows may be strided, `!` written in place, `?` optional, `...` repeats.", ""];
+  const lines = [
+    "# Ops",
+    "",
+    "Generated from `native/ops.def`. Marks: `*` rows may be strided, `!` written in place, `?` optional, `...` repeats.",
+    "",
+  ];
   let family;
   for (const op of ops) {
-    if (op.family !== family) lines.push("", `## ${(family = op.family)}`, "", "| op | inputs | outputs | attributes | meaning |", "| --- | --- | --- | --- | --- |");
-    const input = (i) => i.name + (i.strided ? "*" : "") + (i.mutated ? "!" : "") + (i.optional ? "?" : "") + (i.variadic ? "..." : "");
-    lines.push(`| \`${op.name}\` | ${op.inputs.map(input).join(", ")} | ${op.outputs.join(", ")} | ${op.attributes.join(", ")} | ${op.doc.replace(/\|/g, "\\|")} |`);
+    if (op.family !== family)
+      lines.push(
+        "",
+        `## ${(family = op.family)}`,
+        "",
+        "| op | inputs | outputs | attributes | meaning |",
+        "| --- | --- | --- | --- | --- |",
+      );
+    const input = (i) =>
+      i.name + (i.strided ? "*" : "") + (i.mutated ? "!" : "") + (i.optional ? "?" : "") + (i.variadic ? "..." : "");
+    lines.push(
+      `| \`${op.name}\` | ${op.inputs.map(input).join(", ")} | ${op.outputs.join(", ")} | ${op.attributes.join(", ")} | ${op.doc.replace(/\|/g, "\\|")} |`,
+    );
   }
   return `${lines.join("\n")}\n`;
 }
 
 const ops = parseOpTable(readFileSync(`${root}/native/ops.def`, "utf8"));
-const files = { "native/gen/ops.h": header(ops), "packages/core/src/gen/ops.ts": typescript(ops), "docs/ops.md": markdown(ops) };
+const files = {
+  "native/gen/ops.h": header(ops),
+  "packages/core/src/gen/ops.ts": typescript(ops),
+  "docs/ops.md": markdown(ops),
+};
 let drift = false;
 for (const [file, text] of Object.entries(files)) {
   const path = `${root}/${file}`;
   if (process.argv.includes("--check")) {
     let old = "";
-    try { old = readFileSync(path, "utf8"); } catch { /* missing counts as drift */ }
-    if (old !== text) { drift = true; console.error(`${file} is not what native/ops.def generates; run: node native/scripts/gen.mjs`); }
+    try {
+      old = readFileSync(path, "utf8");
+    } catch {
+      /* missing counts as drift */
+    }
+    if (old !== text) {
+      drift = true;
+      console.error(`${file} is not what native/ops.def generates; run: node native/scripts/gen.mjs`);
+    }
   } else {
     mkdirSync(dirname(path), { recursive: true });
     writeFileSync(path, text);

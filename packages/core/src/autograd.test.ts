@@ -1,4 +1,15 @@
-import { expectNoLeaks, fromTensor, type GradientCase, makeNumbers, type Numbers, numbers, references, runGradientCase, toTensor, type Values } from "@llm/testing";
+import {
+  expectNoLeaks,
+  fromTensor,
+  type GradientCase,
+  makeNumbers,
+  type Numbers,
+  numbers,
+  references,
+  runGradientCase,
+  toTensor,
+  type Values,
+} from "@llm/testing";
 import { describe, expect, it } from "vitest";
 import {
   add,
@@ -42,13 +53,27 @@ const ref = (op: string, inputs: (Numbers | null)[], ...attributes: number[]): N
     inputs.map((x) => x && { ...x, data: x.data.slice() }),
     attributes,
   );
-const ids = (...values: number[]): { shape: number[]; dtype: "i32"; values: Values; constant: true } => ({ shape: [values.length], dtype: "i32", values, constant: true });
+const ids = (...values: number[]): { shape: number[]; dtype: "i32"; values: Values; constant: true } => ({
+  shape: [values.length],
+  dtype: "i32",
+  values,
+  constant: true,
+});
 /** x wᵀ + bias in f64. */
-const product = (x: Numbers, w: Numbers, bias: Numbers | null = null): Numbers => ref("matmul", [x, w, bias], 0, 1, 0)[0]!;
-const total = (...parts: (readonly [weight: number, x: Numbers])[]): Numbers => numbers("f32", [1], [parts.reduce((s, [w, x]) => s + w * x.data.reduce((a, b) => a + b, 0), 0)]);
+const product = (x: Numbers, w: Numbers, bias: Numbers | null = null): Numbers =>
+  ref("matmul", [x, w, bias], 0, 1, 0)[0]!;
+const total = (...parts: (readonly [weight: number, x: Numbers])[]): Numbers =>
+  numbers("f32", [1], [parts.reduce((s, [w, x]) => s + w * x.data.reduce((a, b) => a + b, 0), 0)]);
 const columnsOf = (x: Numbers, from: number, to: number): Numbers => {
   const [rows, width] = x.shape as [number, number];
-  return numbers(x.dtype, [rows, to - from], Array.from({ length: rows * (to - from) }, (_, i) => x.data[Math.floor(i / (to - from)) * width + from + (i % (to - from))]!));
+  return numbers(
+    x.dtype,
+    [rows, to - from],
+    Array.from(
+      { length: rows * (to - from) },
+      (_, i) => x.data[Math.floor(i / (to - from)) * width + from + (i % (to - from))]!,
+    ),
+  );
 };
 
 const cases: GradientCase[] = [];
@@ -56,43 +81,147 @@ const push = (c: GradientCase): void => void cases.push(c);
 
 for (const dtype of ["f32", "bf16"] as const) {
   const x = (shape: number[], values: Values = { normal: 1 }) => ({ shape, dtype, values });
-  for (const [name, op] of [["add", add], ["sub", sub], ["mul", mul]] as const) {
-    for (const shape of [[3, 4], [4], [1], [1, 1]]) push({ name: `${name} ${dtype} with [${shape.join()}]`, inputs: [x([3, 4]), x(shape)], run: ([a, b]) => op(a!, b!), reference: (i) => ref(name, i) });
-    push({ name: `${name} ${dtype} of three dims with a row`, inputs: [x([2, 3, 4]), x([4])], run: ([a, b]) => op(a!, b!), reference: (i) => ref(name, i) });
-    push({ name: `${name} ${dtype} of one leaf with itself`, inputs: [x([2, 3])], run: ([a]) => op(a!, a!), reference: ([a]) => ref(name, [a!, a!]) });
+  for (const [name, op] of [
+    ["add", add],
+    ["sub", sub],
+    ["mul", mul],
+  ] as const) {
+    for (const shape of [[3, 4], [4], [1], [1, 1]])
+      push({
+        name: `${name} ${dtype} with [${shape.join()}]`,
+        inputs: [x([3, 4]), x(shape)],
+        run: ([a, b]) => op(a!, b!),
+        reference: (i) => ref(name, i),
+      });
+    push({
+      name: `${name} ${dtype} of three dims with a row`,
+      inputs: [x([2, 3, 4]), x([4])],
+      run: ([a, b]) => op(a!, b!),
+      reference: (i) => ref(name, i),
+    });
+    push({
+      name: `${name} ${dtype} of one leaf with itself`,
+      inputs: [x([2, 3])],
+      run: ([a]) => op(a!, a!),
+      reference: ([a]) => ref(name, [a!, a!]),
+    });
   }
-  push({ name: `scale ${dtype}`, inputs: [x([5])], run: ([a]) => scale(a!, -1.5), reference: (i) => ref("scale", i, -1.5) });
+  push({
+    name: `scale ${dtype}`,
+    inputs: [x([5])],
+    run: ([a]) => scale(a!, -1.5),
+    reference: (i) => ref("scale", i, -1.5),
+  });
   push({ name: `cast ${dtype} to f32`, inputs: [x([5])], run: ([a]) => cast(a!, "f32"), reference: ([a]) => [a!] });
-  push({ name: `silu ${dtype}`, inputs: [x([7], { normal: 3 })], run: ([a]) => silu(a!), reference: (i) => ref("silu", i) });
+  push({
+    name: `silu ${dtype}`,
+    inputs: [x([7], { normal: 3 })],
+    run: ([a]) => silu(a!),
+    reference: (i) => ref("silu", i),
+  });
   push({ name: `sum ${dtype}`, inputs: [x([3, 5])], run: ([a]) => sum(a!), reference: (i) => ref("sum", i) });
-  push({ name: `reshape ${dtype}`, inputs: [x([3, 4])], run: ([a]) => mul(reshape(a!, [2, -1]), reshape(a!, [2, 6])), reference: ([a]) => ref("mul", [{ ...a!, shape: [2, 6] }, { ...a!, shape: [2, 6] }]) });
+  push({
+    name: `reshape ${dtype}`,
+    inputs: [x([3, 4])],
+    run: ([a]) => mul(reshape(a!, [2, -1]), reshape(a!, [2, 6])),
+    reference: ([a]) =>
+      ref("mul", [
+        { ...a!, shape: [2, 6] },
+        { ...a!, shape: [2, 6] },
+      ]),
+  });
   for (const use of [[0, 1, 2], [1], [0, 2]])
     push({
       name: `splitColumns ${dtype}, outputs ${use.join()}`,
       inputs: [x([3, 6])],
       run: ([a]) => splitColumns(scale(a!, 2), [1, 2, 3]),
-      reference: ([a]) => [[0, 1], [1, 3], [3, 6]].map(([from, to]) => columnsOf(ref("scale", [a!], 2)[0]!, from!, to!)),
+      reference: ([a]) =>
+        [
+          [0, 1],
+          [1, 3],
+          [3, 6],
+        ].map(([from, to]) => columnsOf(ref("scale", [a!], 2)[0]!, from!, to!)),
       use,
     });
-  push({ name: `concatRows ${dtype}`, inputs: [x([2, 3]), x([1, 3]), x([3, 3])], run: (i) => concatRows(i), reference: (i) => ref("concat_rows", i) });
-  push({ name: `concatColumns ${dtype}`, inputs: [x([2, 3]), x([2, 1])], run: (i) => concatColumns(i), reference: (i) => ref("concat_cols", i) });
-  push({ name: `gatherRows ${dtype}`, inputs: [x([4, 3]), ids(3, 0, 3, 1, 3)], run: ([a, r]) => gatherRows(a!, r!), reference: (i) => ref("gather_rows", i) });
-  push({ name: `gatherRows ${dtype} of three dims`, inputs: [x([3, 2, 2]), ids(2, 2)], run: ([a, r]) => gatherRows(a!, r!), reference: (i) => ref("gather_rows", i) });
-  push({ name: `embedding ${dtype}`, inputs: [ids(1, 4, 1, 0), x([5, 3])], run: ([i, w]) => embedding(i!, w!), reference: (i) => ref("embedding", i) });
-  push({ name: `rmsNorm ${dtype}`, inputs: [x([4, 6]), x([6])], run: ([a, w]) => rmsNorm(a!, w!, 1e-5), reference: (i) => [ref("rms_norm", i, 1e-5)[0]!] });
-  push({ name: `rmsNorm ${dtype} of heads`, inputs: [x([3, 2, 4]), x([4])], run: ([a, w]) => rmsNorm(a!, w!, 1e-5), reference: (i) => [ref("rms_norm", i, 1e-5)[0]!] });
+  push({
+    name: `concatRows ${dtype}`,
+    inputs: [x([2, 3]), x([1, 3]), x([3, 3])],
+    run: (i) => concatRows(i),
+    reference: (i) => ref("concat_rows", i),
+  });
+  push({
+    name: `concatColumns ${dtype}`,
+    inputs: [x([2, 3]), x([2, 1])],
+    run: (i) => concatColumns(i),
+    reference: (i) => ref("concat_cols", i),
+  });
+  push({
+    name: `gatherRows ${dtype}`,
+    inputs: [x([4, 3]), ids(3, 0, 3, 1, 3)],
+    run: ([a, r]) => gatherRows(a!, r!),
+    reference: (i) => ref("gather_rows", i),
+  });
+  push({
+    name: `gatherRows ${dtype} of three dims`,
+    inputs: [x([3, 2, 2]), ids(2, 2)],
+    run: ([a, r]) => gatherRows(a!, r!),
+    reference: (i) => ref("gather_rows", i),
+  });
+  push({
+    name: `embedding ${dtype}`,
+    inputs: [ids(1, 4, 1, 0), x([5, 3])],
+    run: ([i, w]) => embedding(i!, w!),
+    reference: (i) => ref("embedding", i),
+  });
+  push({
+    name: `rmsNorm ${dtype}`,
+    inputs: [x([4, 6]), x([6])],
+    run: ([a, w]) => rmsNorm(a!, w!, 1e-5),
+    reference: (i) => [ref("rms_norm", i, 1e-5)[0]!],
+  });
+  push({
+    name: `rmsNorm ${dtype} of heads`,
+    inputs: [x([3, 2, 4]), x([4])],
+    run: ([a, w]) => rmsNorm(a!, w!, 1e-5),
+    reference: (i) => [ref("rms_norm", i, 1e-5)[0]!],
+  });
   for (const use of [[0, 1], [0], [1]])
-    push({ name: `addRmsNorm ${dtype}, outputs ${use.join()}`, inputs: [x([3, 5]), x([3, 5]), x([5])], run: ([a, b, w]) => addRmsNorm(a!, b!, w!, 1e-5), reference: (i) => ref("add_rms_norm", i, 1e-5).slice(0, 2), use });
+    push({
+      name: `addRmsNorm ${dtype}, outputs ${use.join()}`,
+      inputs: [x([3, 5]), x([3, 5]), x([5])],
+      run: ([a, b, w]) => addRmsNorm(a!, b!, w!, 1e-5),
+      reference: (i) => ref("add_rms_norm", i, 1e-5).slice(0, 2),
+      use,
+    });
   const table: Values = { uniform: [-1, 1] };
   push({
     name: `rope ${dtype}`,
-    inputs: [x([3, 2, 4]), { shape: [5, 2], values: table, constant: true }, { shape: [5, 2], values: table, constant: true }, ids(4, 0, 2)],
+    inputs: [
+      x([3, 2, 4]),
+      { shape: [5, 2], values: table, constant: true },
+      { shape: [5, 2], values: table, constant: true },
+      ids(4, 0, 2),
+    ],
     run: ([a, c, s, p]) => rope(a!, c!, s!, p!),
     reference: (i) => ref("rope", i, 0),
   });
-  push({ name: `swiglu ${dtype}`, inputs: [x([3, 8], { normal: 2 })], run: ([a]) => swiglu(a!), reference: (i) => ref("swiglu", i) });
-  push({ name: `dropout ${dtype}`, inputs: [x([50])], run: ([a]) => dropout(a!, 0.4, 3, 7), reference: (i) => ref("dropout", i, 0.4, 3, 7) });
-  for (const [causal, window] of [[true, 0], [true, 2], [false, 0]] as const)
+  push({
+    name: `swiglu ${dtype}`,
+    inputs: [x([3, 8], { normal: 2 })],
+    run: ([a]) => swiglu(a!),
+    reference: (i) => ref("swiglu", i),
+  });
+  push({
+    name: `dropout ${dtype}`,
+    inputs: [x([50])],
+    run: ([a]) => dropout(a!, 0.4, 3, 7),
+    reference: (i) => ref("dropout", i, 0.4, 3, 7),
+  });
+  for (const [causal, window] of [
+    [true, 0],
+    [true, 2],
+    [false, 0],
+  ] as const)
     push({
       name: `attention ${dtype} ${causal ? "causal" : "full"} window ${window}`,
       inputs: [x([5, 4, 6]), x([7, 2, 6]), x([7, 2, 6]), ids(0, 2, 2, 5), ids(0, 4, 4, 7)],
@@ -107,12 +236,31 @@ for (const dtype of ["f32", "bf16"] as const) {
         run: ([a, b]) => matmul(a!, b!, { transA, transB }),
         reference: ([a, b]) => ref("matmul", [a!, b!, null], Number(transA), Number(transB), 0),
       });
-  push({ name: `matmul ${dtype} of results`, inputs: [x([3, 4]), x([4, 2])], run: ([a, b]) => matmul(silu(a!), silu(b!)), reference: ([a, b]) => ref("matmul", [ref("silu", [a!])[0]!, ref("silu", [b!])[0]!, null], 0, 0, 0) });
-  push({ name: `linear ${dtype} with bias`, inputs: [x([3, 4]), x([5, 4]), x([5])], run: ([a, w, b]) => linear(a!, { weight: w!, bias: b! }), reference: ([a, w, b]) => [product(a!, w!, b!)] });
-  const lowRankReference = (y: Numbers, seen: Numbers, a: Numbers, b: Numbers, factor: number, offset: number): void => {
+  push({
+    name: `matmul ${dtype} of results`,
+    inputs: [x([3, 4]), x([4, 2])],
+    run: ([a, b]) => matmul(silu(a!), silu(b!)),
+    reference: ([a, b]) => ref("matmul", [ref("silu", [a!])[0]!, ref("silu", [b!])[0]!, null], 0, 0, 0),
+  });
+  push({
+    name: `linear ${dtype} with bias`,
+    inputs: [x([3, 4]), x([5, 4]), x([5])],
+    run: ([a, w, b]) => linear(a!, { weight: w!, bias: b! }),
+    reference: ([a, w, b]) => [product(a!, w!, b!)],
+  });
+  const lowRankReference = (
+    y: Numbers,
+    seen: Numbers,
+    a: Numbers,
+    b: Numbers,
+    factor: number,
+    offset: number,
+  ): void => {
     const update = product(product(seen, a), b);
     const width = update.shape[1]!;
-    update.data.forEach((value, i) => (y.data[Math.floor(i / width) * y.shape[1]! + offset + (i % width)]! += factor * value));
+    update.data.forEach(
+      (value, i) => (y.data[Math.floor(i / width) * y.shape[1]! + offset + (i % width)]! += factor * value),
+    );
   };
   push({
     name: `linear ${dtype} with two adapters, one behind dropout`,
@@ -130,28 +278,57 @@ for (const dtype of ["f32", "bf16"] as const) {
     },
   });
   const losses = { shape: [6, 5], dtype, values: { normal: 1 } };
-  push({ name: `crossEntropy ${dtype}`, inputs: [losses, ids(0, 4, -100, 2, 2, 1)], run: ([z, l]) => crossEntropy(z!, l!), reference: ([z, l]) => ref("cross_entropy", [z!, l!, null]) });
+  push({
+    name: `crossEntropy ${dtype}`,
+    inputs: [losses, ids(0, 4, -100, 2, 2, 1)],
+    run: ([z, l]) => crossEntropy(z!, l!),
+    reference: ([z, l]) => ref("cross_entropy", [z!, l!, null]),
+  });
   for (const chunk of [6, 4, 1])
     push({
       name: `linearCrossEntropy ${dtype} by ${chunk} rows`,
-      inputs: [x([6, 4]), x([5, 4]), ids(0, 4, -100, 2, 2, 1), { shape: [6], values: { uniform: [0, 2] }, constant: true }],
+      inputs: [
+        x([6, 4]),
+        x([5, 4]),
+        ids(0, 4, -100, 2, 2, 1),
+        { shape: [6], values: { uniform: [0, 2] }, constant: true },
+      ],
       run: ([h, w, l, s]) => linearCrossEntropy(h!, w!, l!, s!, chunk).loss,
       reference: ([h, w, l, s]) => [total([1, ref("cross_entropy", [product(h!, w!), l!, s!])[0]!])],
     });
   for (const kind of ["forward", "reverse"] as const)
     push({
       name: `linearDistill ${dtype} ${kind}`,
-      inputs: [x([6, 4]), x([5, 4]), { shape: [6, 3], dtype, constant: true }, { shape: [5, 3], dtype, constant: true }, ids(0, 4, -100, 2, 2, 1), { shape: [6], values: { uniform: [0, 2] }, constant: true }],
-      run: ([h, w, th, tw, l, s]) => linearDistill(h!, w!, th!, tw!, l!, s!, { temperature: 2, alpha: 0.3, kind, chunk: 4 }).loss,
+      inputs: [
+        x([6, 4]),
+        x([5, 4]),
+        { shape: [6, 3], dtype, constant: true },
+        { shape: [5, 3], dtype, constant: true },
+        ids(0, 4, -100, 2, 2, 1),
+        { shape: [6], values: { uniform: [0, 2] }, constant: true },
+      ],
+      run: ([h, w, th, tw, l, s]) =>
+        linearDistill(h!, w!, th!, tw!, l!, s!, { temperature: 2, alpha: 0.3, kind, chunk: 4 }).loss,
       reference: ([h, w, th, tw, l, s]) => {
-        const [kl, ce] = ref("distill_inplace", [product(h!, w!), product(th!, tw!), l!, s!], 2, 0.3, kind === "reverse" ? 1 : 0, 0) as [Numbers, Numbers];
+        const [kl, ce] = ref(
+          "distill_inplace",
+          [product(h!, w!), product(th!, tw!), l!, s!],
+          2,
+          0.3,
+          kind === "reverse" ? 1 : 0,
+          0,
+        ) as [Numbers, Numbers];
         return [total([0.3, kl], [0.7, ce])];
       },
     });
   push({
     name: `checkpoint ${dtype}`,
     inputs: [x([3, 4]), x([8, 4]), x([4, 4])],
-    run: ([t, w, u]) => checkpoint((h) => linear(swiglu(linear(h, { weight: w!, bias: null })), { weight: u!, bias: null }), scale(t!, 0.5)),
+    run: ([t, w, u]) =>
+      checkpoint(
+        (h) => linear(swiglu(linear(h, { weight: w!, bias: null })), { weight: u!, bias: null }),
+        scale(t!, 0.5),
+      ),
     reference: ([t, w, u]) => [product(ref("swiglu", [product(ref("scale", [t!], 0.5)[0]!, w!)])[0]!, u!)],
   });
   push({
@@ -184,34 +361,37 @@ describe("gradients equal central differences of f64 references", () => {
     expect(ok).toBe(true);
   });
 
-  it.each(["w4", "q8", "nf4"] as const)("a %s linear passes the gradient of its dequantized weight to x and to its adapter", (kind) => {
-    const w = toTensor(makeNumbers("f32", [6, 8], { normal: 0.3 }, kind));
-    const storage = (() => {
-      if (kind === "w4") {
-        const [q, scales, zeros] = native.quantizeW4(w, 4, 0);
-        return { kind, q, scales, zeros, group: 4 };
-      }
-      if (kind === "q8") {
-        const [q, scales] = native.quantizeQ8(w, 4);
-        return { kind, q, scales, group: 4 };
-      }
-      const [q, absmax] = native.quantizeNf4(w, 16);
-      return { kind, q, absmax, block: 16 };
-    })();
-    const base = new Linear({ name: "l", outFeatures: 6, inFeatures: 8, storage });
-    const dense = fromTensor(base.dequantize("f32"));
-    const result = runGradientCase({
-      name: `quantized ${kind}`,
-      inputs: [{ shape: [3, 8] }, { shape: [2, 8] }, { shape: [6, 2] }],
-      run: ([x, a, b]) => base.with({ deltas: [{ kind: "lora", name: "d", a: a!, b: b!, scale: 0.5 }] }).forward(x!),
-      reference: ([x, a, b]) => {
-        const y = product(x!, dense);
-        product(product(x!, a!), b!).data.forEach((value, i) => (y.data[i]! += 0.5 * value));
-        return [y];
-      },
-    });
-    expect(result).toMatchObject({ ok: true, tolerance: 2 ** -16 });
-  });
+  it.each(["w4", "q8", "nf4"] as const)(
+    "a %s linear passes the gradient of its dequantized weight to x and to its adapter",
+    (kind) => {
+      const w = toTensor(makeNumbers("f32", [6, 8], { normal: 0.3 }, kind));
+      const storage = (() => {
+        if (kind === "w4") {
+          const [q, scales, zeros] = native.quantizeW4(w, 4, 0);
+          return { kind, q, scales, zeros, group: 4 };
+        }
+        if (kind === "q8") {
+          const [q, scales] = native.quantizeQ8(w, 4);
+          return { kind, q, scales, group: 4 };
+        }
+        const [q, absmax] = native.quantizeNf4(w, 16);
+        return { kind, q, absmax, block: 16 };
+      })();
+      const base = new Linear({ name: "l", outFeatures: 6, inFeatures: 8, storage });
+      const dense = fromTensor(base.dequantize("f32"));
+      const result = runGradientCase({
+        name: `quantized ${kind}`,
+        inputs: [{ shape: [3, 8] }, { shape: [2, 8] }, { shape: [6, 2] }],
+        run: ([x, a, b]) => base.with({ deltas: [{ kind: "lora", name: "d", a: a!, b: b!, scale: 0.5 }] }).forward(x!),
+        reference: ([x, a, b]) => {
+          const y = product(x!, dense);
+          product(product(x!, a!), b!).data.forEach((value, i) => (y.data[i]! += 0.5 * value));
+          return [y];
+        },
+      });
+      expect(result).toMatchObject({ ok: true, tolerance: 2 ** -16 });
+    },
+  );
 });
 
 describe("backward", () => {
@@ -320,7 +500,8 @@ describe("backward", () => {
 describe("checkpoint", () => {
   it("gives the values and gradients of the plain call, bit for bit, and dropout the same mask in both passes", () => {
     const inputs = (): Tensor[] => [leaf([5, 8], "cx"), leaf([16, 8], "cw"), leaf([8, 8], "cu")];
-    const block = (x: Tensor, w: Tensor, u: Tensor): Tensor => add(dropout(linear(swiglu(linear(x, { weight: w, bias: null })), { weight: u, bias: null }), 0.3, 5, 1), x);
+    const block = (x: Tensor, w: Tensor, u: Tensor): Tensor =>
+      add(dropout(linear(swiglu(linear(x, { weight: w, bias: null })), { weight: u, bias: null }), 0.3, 5, 1), x);
     const run = (checkpointed: boolean): number[][] => {
       const [x, w, u] = inputs() as [Tensor, Tensor, Tensor];
       const layer = (h: Tensor): Tensor => (checkpointed ? checkpoint((t) => block(t, w, u), h) : block(h, w, u));
@@ -338,7 +519,8 @@ describe("checkpoint", () => {
       let bytes = 0;
       scope(() => {
         let h = leaf([64, 256], "h");
-        const block = (x: Tensor): Tensor => linear(swiglu(linear(x, { weight, bias: null })), { weight: down, bias: null });
+        const block = (x: Tensor): Tensor =>
+          linear(swiglu(linear(x, { weight, bias: null })), { weight: down, bias: null });
         synchronize();
         const before = memory().liveBytes;
         for (let i = 0; i < 4; i++) {
@@ -357,7 +539,8 @@ describe("checkpoint", () => {
 
 describe("memory of graphs", () => {
   const w = leaf([8, 8], "graph");
-  const forward = (): Tensor => sum(silu(linear(toTensor(makeNumbers("f32", [4, 8], { normal: 1 }, "g")), { weight: w, bias: null })));
+  const forward = (): Tensor =>
+    sum(silu(linear(toTensor(makeNumbers("f32", [4, 8], { normal: 1 }, "g")), { weight: w, bias: null })));
   const clear = (): void => {
     w.grad?.dispose();
     w.grad = undefined;

@@ -99,7 +99,14 @@ export class Node {
  * @param saved  tensors that `backward` reads; held until it ran
  * @param always record even when no input needs a gradient (parameters are used inside, as in checkpoint())
  */
-export function record(name: string, outputs: Tensor[], inputs: readonly (Tensor | null)[], saved: readonly Tensor[], backward: Backward, always = false): void {
+export function record(
+  name: string,
+  outputs: Tensor[],
+  inputs: readonly (Tensor | null)[],
+  saved: readonly Tensor[],
+  backward: Backward,
+  always = false,
+): void {
   if (!enabled || !(always || inputs.some(needsGrad))) return;
   const edges = inputs.map((t): Edge => {
     if (!t) return undefined;
@@ -161,11 +168,14 @@ export function backward(roots: Tensor | Tensor[], grads?: Tensor[]): void {
       list.forEach((root, i) => {
         const given = grads?.[i];
         if (given && given.shape.join() !== root.shape.join()) {
-          throw new ShapeError(`[backward] the gradient of a root of shape [${root.shape.join(", ")}] must have that shape, got [${given.shape.join(", ")}]`);
+          throw new ShapeError(
+            `[backward] the gradient of a root of shape [${root.shape.join(", ")}] must have that shape, got [${given.shape.join(", ")}]`,
+          );
         }
         let grad = given?.alias();
         if (!grad) {
-          if (root.size !== 1) throw new ShapeError(`[backward] a root of shape [${root.shape.join(", ")}] needs its gradient given`);
+          if (root.size !== 1)
+            throw new ShapeError(`[backward] a root of shape [${root.shape.join(", ")}] needs its gradient given`);
           grad = empty(root.shape, root.dtype).keep();
           raw.fill(grad, 1);
           unitGrads.add(grad);
@@ -188,13 +198,25 @@ export function backward(roots: Tensor | Tensor[], grads?: Tensor[]): void {
   });
 }
 
-function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node: Node, output: number, grad: Tensor) => void): void {
+function runNode(
+  node: Node,
+  pending: Map<Node, (Tensor | null)[]>,
+  give: (node: Node, output: number, grad: Tensor) => void,
+): void {
   const incoming = pending.get(node)!;
   const run = node.backward;
-  if (!run) throw new LlmError("INTERNAL", `[backward] the graph behind ${node.name} was freed; call backward() once per forward`);
+  if (!run)
+    throw new LlmError(
+      "INTERNAL",
+      `[backward] the graph behind ${node.name} was freed; call backward() once per forward`,
+    );
   // A gradient has the dtype of the tensor that it belongs to, unless that is a leaf.
   const pass = (edge: { node: Node; output: number; dtype: DType }, grad: Tensor): void =>
-    give(edge.node, edge.output, (grad.dtype === edge.dtype ? grad : raw.cast(grad, dtypes.indexOf(edge.dtype))).alias());
+    give(
+      edge.node,
+      edge.output,
+      (grad.dtype === edge.dtype ? grad : raw.cast(grad, dtypes.indexOf(edge.dtype))).alias(),
+    );
   scope(() => {
     const context: BackwardContext = {
       needs: (i) => node.edges[i] !== undefined,
@@ -210,7 +232,8 @@ function runNode(node: Node, pending: Map<Node, (Tensor | null)[]>, give: (node:
     };
     const out = run(incoming, node.saved, context);
     // A leaf's gradient is added to in place later, so it must own its memory: what others see too is copied.
-    const alone = (grad: Tensor): boolean => grad.dtype === "f32" && !incoming.includes(grad) && out.indexOf(grad) === out.lastIndexOf(grad);
+    const alone = (grad: Tensor): boolean =>
+      grad.dtype === "f32" && !incoming.includes(grad) && out.indexOf(grad) === out.lastIndexOf(grad);
     node.edges.forEach((edge, i) => {
       const grad = out[i];
       if (!edge || !grad) return;

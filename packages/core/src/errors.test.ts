@@ -31,31 +31,83 @@ describe("shapes and dtypes that do not fit", () => {
   const f = (...shape: number[]): Tensor => zeros(shape);
   const i = (...shape: number[]): Tensor => zeros(shape, "i32");
   const wrongShapes: [string, () => unknown, RegExp][] = [
-    ["add", () => native.add(f(2, 3), f(2)), /^\[add\] b must be of the shape of a, \[last dim of a\], or one element, got \[2\]$/],
+    [
+      "add",
+      () => native.add(f(2, 3), f(2)),
+      /^\[add\] b must be of the shape of a, \[last dim of a\], or one element, got \[2\]$/,
+    ],
     ["matmul", () => matmul(f(2, 3), f(4, 5)), /^\[matmul\] b must be \[3, any\], got \[4, 5\]$/],
     ["matmul bias", () => native.matmul(f(2, 3), f(3, 4), f(5), 0, 0, 0), /^\[matmul\] bias must be \[4\], got \[5\]$/],
     ["matmul of a vector", () => matmul(f(3), f(3, 4)), /^\[matmul\] a must be 2-dimensional, got \[3\]$/],
     ["rms_norm", () => rmsNorm(f(2, 8), f(4), 1e-5), /^\[rms_norm\] weight must be \[8\], got \[4\]$/],
-    ["rope", () => native.rope(f(2, 2, 5), f(3, 2), f(3, 2), i(2), 0), /^\[rope\] x must be \[tokens, heads, even head width\]/],
-    ["rope positions", () => native.rope(f(2, 2, 4), f(3, 2), f(3, 2), i(3), 0), /^\[rope\] positions must be \[2\], got \[3\]$/],
-    ["attention heads", () => native.attention(f(2, 3, 4), f(2, 2, 4), f(2, 2, 4), i(2), i(2), 1, 1, 0), /^\[attention\] k must be of a head count that divides 3/],
-    ["attention boundaries", () => native.attention(f(2, 2, 4), f(2, 2, 4), f(2, 2, 4), i(2), i(3), 1, 1, 0), /^\[attention\] cu_k must be \[2\] like cu_q, got \[3\]$/],
-    ["concat_rows", () => native.concatRows([f(2, 3), f(2, 4)]), /^\[concat_rows\] x\[1\] must be equal to x\[0\] but for its first dim, got \[2, 4\]$/],
+    [
+      "rope",
+      () => native.rope(f(2, 2, 5), f(3, 2), f(3, 2), i(2), 0),
+      /^\[rope\] x must be \[tokens, heads, even head width\]/,
+    ],
+    [
+      "rope positions",
+      () => native.rope(f(2, 2, 4), f(3, 2), f(3, 2), i(3), 0),
+      /^\[rope\] positions must be \[2\], got \[3\]$/,
+    ],
+    [
+      "attention heads",
+      () => native.attention(f(2, 3, 4), f(2, 2, 4), f(2, 2, 4), i(2), i(2), 1, 1, 0),
+      /^\[attention\] k must be of a head count that divides 3/,
+    ],
+    [
+      "attention boundaries",
+      () => native.attention(f(2, 2, 4), f(2, 2, 4), f(2, 2, 4), i(2), i(3), 1, 1, 0),
+      /^\[attention\] cu_k must be \[2\] like cu_q, got \[3\]$/,
+    ],
+    [
+      "concat_rows",
+      () => native.concatRows([f(2, 3), f(2, 4)]),
+      /^\[concat_rows\] x\[1\] must be equal to x\[0\] but for its first dim, got \[2, 4\]$/,
+    ],
     ["concat_rows of nothing", () => native.concatRows([]), /^\[concat_rows\] needs at least one tensor$/],
     ["a required input", () => native.add(f(2), null as unknown as Tensor), /^\[add\] b is required$/],
     ["swiglu", () => native.swiglu(f(2, 3)), /^\[swiglu\] x must be \[tokens, even width\], got \[2, 3\]$/],
-    ["cross_entropy", () => native.crossEntropy(f(3, 5), i(2), null), /^\[cross_entropy\] labels must be \[3\], got \[2\]$/],
-    ["quantize_w4", () => native.quantizeW4(f(2, 3), 2, 0), /^\[quantize_w4\] w must be \[out features, even in features\], got \[2, 3\]$/],
-    ["kv_append", () => native.kvAppend(f(1, 2, 2, 4), null, f(3, 2, 5), i(3)), /^\[kv_append\] cache must be \[any, any, 2, 5\], got \[1, 2, 2, 4\]$/],
-    ["a strided tensor written in place", () => native.fill(f(4, 4).columns(0, 2), 1), /^\[fill\] x must be contiguous, got|^\[fill\] x must be contiguous$/],
-    ["adamw", () => native.adamw(f(7), f(1), f(3), f(4), f(3), f(3), null), /^\[adamw\] g must be \[3\] like p, got \[4\]$/],
-    ["adamw in 16 bits without a master", () => native.adamw(f(7), f(1), zeros([3], "bf16"), f(3), f(3), f(3), null), /^\[adamw\] master must be given when p is not f32, got nothing$/],
+    [
+      "cross_entropy",
+      () => native.crossEntropy(f(3, 5), i(2), null),
+      /^\[cross_entropy\] labels must be \[3\], got \[2\]$/,
+    ],
+    [
+      "quantize_w4",
+      () => native.quantizeW4(f(2, 3), 2, 0),
+      /^\[quantize_w4\] w must be \[out features, even in features\], got \[2, 3\]$/,
+    ],
+    [
+      "kv_append",
+      () => native.kvAppend(f(1, 2, 2, 4), null, f(3, 2, 5), i(3)),
+      /^\[kv_append\] cache must be \[any, any, 2, 5\], got \[1, 2, 2, 4\]$/,
+    ],
+    [
+      "a strided tensor written in place",
+      () => native.fill(f(4, 4).columns(0, 2), 1),
+      /^\[fill\] x must be contiguous, got|^\[fill\] x must be contiguous$/,
+    ],
+    [
+      "adamw",
+      () => native.adamw(f(7), f(1), f(3), f(4), f(3), f(3), null),
+      /^\[adamw\] g must be \[3\] like p, got \[4\]$/,
+    ],
+    [
+      "adamw in 16 bits without a master",
+      () => native.adamw(f(7), f(1), zeros([3], "bf16"), f(3), f(3), f(3), null),
+      /^\[adamw\] master must be given when p is not f32, got nothing$/,
+    ],
     ["empty", () => empty([2, -1]), /^\[tensor\] negative dimension -1$/],
     ["seven dims", () => empty([1, 1, 1, 1, 1, 1, 1]), /^\[tensor\] at most 6 dimensions, got 7$/],
     ["a view outside", () => f(4).asStrided([5], [1], 0), /^\[view\] outside the tensor's memory$/],
     ["a view before the start", () => f(4).asStrided([1], [1], -1), /^\[view\] outside the tensor's memory$/],
     ["rows", () => f(4, 2).rows(3, 5), /^\[tensor.rows\] expected 0 <= start <= end <= 4, got 3, 5$/],
-    ["write", () => f(4).write(new Float32Array(3)), /^\[tensor.write\] expected 16 bytes into a contiguous tensor, got 12$/],
+    [
+      "write",
+      () => f(4).write(new Float32Array(3)),
+      /^\[tensor.write\] expected 16 bytes into a contiguous tensor, got 12$/,
+    ],
   ];
   it.each(wrongShapes)("%s: a ShapeError that names the op and the input", (_, call, message) => {
     expect(call).toThrow(ShapeError);
@@ -66,12 +118,24 @@ describe("shapes and dtypes that do not fit", () => {
     ["add", () => native.add(f(2), zeros([2], "bf16")), /^\[add\] b must be f32 like a, got bf16$/],
     ["silu", () => native.silu(i(2)), /^\[silu\] x must be f32, f16 or bf16, got i32$/],
     ["embedding", () => embedding(f(2), f(3, 4)), /^\[embedding\] ids must be i32, got f32$/],
-    ["rms_norm", () => rmsNorm(f(2, 4), zeros([4], "bf16"), 1e-5), /^\[rms_norm\] weight must be f32 like x, got bf16$/],
+    [
+      "rms_norm",
+      () => rmsNorm(f(2, 4), zeros([4], "bf16"), 1e-5),
+      /^\[rms_norm\] weight must be f32 like x, got bf16$/,
+    ],
     ["cast", () => native.cast(f(2), 3), /^\[cast\] the result's dtype must be f32, f16 or bf16$/],
     ["cast to nothing", () => native.cast(f(2), 99), /^\[cast\] dtype code 99/],
     ["copy", () => native.copy(f(2), i(2)), /^\[copy\] src must be f32 like dst, got i32$/],
-    ["matmul result", () => native.matmul(f(2, 2), f(2, 2), null, 0, 0, 3), /^\[matmul\] the result's dtype must be f32, f16 or bf16$/],
-    ["dequantize_w4 result", () => native.dequantizeW4(zeros([1, 2], "u8"), f(1, 1), zeros([1, 1], "u8"), 4, 3), /^\[dequantize_w4\] the result's dtype must be f32, f16 or bf16$/],
+    [
+      "matmul result",
+      () => native.matmul(f(2, 2), f(2, 2), null, 0, 0, 3),
+      /^\[matmul\] the result's dtype must be f32, f16 or bf16$/,
+    ],
+    [
+      "dequantize_w4 result",
+      () => native.dequantizeW4(zeros([1, 2], "u8"), f(1, 1), zeros([1, 1], "u8"), 4, 3),
+      /^\[dequantize_w4\] the result's dtype must be f32, f16 or bf16$/,
+    ],
     ["fill_normal", () => native.fillNormal(i(4), 0, 1, 0, 0), /^\[fill_normal\] x must be f32, f16 or bf16, got i32$/],
     ["16-bit bits", () => tensor(new Uint16Array(2)), /pass the dtype$/],
   ];
@@ -83,9 +147,17 @@ describe("shapes and dtypes that do not fit", () => {
   const wrongOptions: [string, () => unknown, RegExp][] = [
     ["topk", () => native.topk(f(2, 3), 0), /^\[topk\] k must be in 1\.\.1024$/],
     ["dropout", () => native.dropout(f(2), 1, 0, 0), /^\[dropout\] p must be in \[0, 1\)$/],
-    ["distill", () => native.distillInplace(f(1, 2), f(1, 2), i(1), null, 0, 0.5, 0, 0), /^\[distill_inplace\] temperature must be > 0$/],
+    [
+      "distill",
+      () => native.distillInplace(f(1, 2), f(1, 2), i(1), null, 0, 0.5, 0, 0),
+      /^\[distill_inplace\] temperature must be > 0$/,
+    ],
     ["quantize_w4", () => native.quantizeW4(f(2, 4), 0.5, 0), /^\[quantize_w4\] group must be a positive integer$/],
-    ["linear_w4", () => native.linearW4(f(2, 4), zeros([10], "u8"), null, 1, 4, 0, 0), /^\[linear_w4\] group must be a positive integer$/],
+    [
+      "linear_w4",
+      () => native.linearW4(f(2, 4), zeros([10], "u8"), null, 1, 4, 0, 0),
+      /^\[linear_w4\] group must be a positive integer$/,
+    ],
   ];
   it.each(wrongOptions)("%s: an OptionsError for an attribute out of range", (_, call, message) => {
     expect(call).toThrow(OptionsError);
@@ -107,7 +179,13 @@ describe("disposed tensors", () => {
     const x = tensor([1, 2, 3]);
     x.dispose();
     x.dispose();
-    for (const use of [() => native.silu(x), () => x.rows(0, 1), () => x.dataSync(), () => x.write(new Float32Array(3)), () => x.alias()]) {
+    for (const use of [
+      () => native.silu(x),
+      () => x.rows(0, 1),
+      () => x.dataSync(),
+      () => x.write(new Float32Array(3)),
+      () => x.alias(),
+    ]) {
       expect(use).toThrow(DisposedError);
       expect(use).toThrow(/shape \[3\]/);
     }
@@ -141,12 +219,52 @@ describe("disposed tensors", () => {
 describe.each(["queued", "inline"] as const)("bad data, commands %s", (mode) => {
   afterEach(() => setExecution("queued"));
   const cases: [string, () => Tensor, RegExp][] = [
-    ["embedding", () => native.embedding(tensor([0, 9], [2], "i32"), zeros([5, 2])), /^\[embedding\] token id outside the embedding table/],
-    ["gather_rows", () => native.gatherRows(zeros([5, 2]), tensor([-1], [1], "i32")), /^\[gather_rows\] row index outside the tensor/],
-    ["cross_entropy", () => native.crossEntropy(zeros([1, 4]), tensor([4], [1], "i32"), null), /^\[cross_entropy\] label outside the vocabulary/],
-    ["rope", () => native.rope(zeros([1, 1, 4]), zeros([2, 2]), zeros([2, 2]), tensor([2], [1], "i32"), 0), /^\[rope\] position outside/],
-    ["attention", () => native.attention(zeros([2, 1, 4]), zeros([2, 1, 4]), zeros([2, 1, 4]), tensor([0, 3], [2], "i32"), tensor([0, 2], [2], "i32"), 1, 1, 0)[0], /^\[attention\] sequence boundaries/],
-    ["sample", () => native.sample(tensor([NaN, 0], [1, 2]), tensor([1, 0, 1, 0, 1, 0, 0, 0], [1, 8]), tensor([0, 0], [1, 2], "i32"), tensor([0], [1], "i32"))[0], /^\[sample\] a logit is NaN/],
+    [
+      "embedding",
+      () => native.embedding(tensor([0, 9], [2], "i32"), zeros([5, 2])),
+      /^\[embedding\] token id outside the embedding table/,
+    ],
+    [
+      "gather_rows",
+      () => native.gatherRows(zeros([5, 2]), tensor([-1], [1], "i32")),
+      /^\[gather_rows\] row index outside the tensor/,
+    ],
+    [
+      "cross_entropy",
+      () => native.crossEntropy(zeros([1, 4]), tensor([4], [1], "i32"), null),
+      /^\[cross_entropy\] label outside the vocabulary/,
+    ],
+    [
+      "rope",
+      () => native.rope(zeros([1, 1, 4]), zeros([2, 2]), zeros([2, 2]), tensor([2], [1], "i32"), 0),
+      /^\[rope\] position outside/,
+    ],
+    [
+      "attention",
+      () =>
+        native.attention(
+          zeros([2, 1, 4]),
+          zeros([2, 1, 4]),
+          zeros([2, 1, 4]),
+          tensor([0, 3], [2], "i32"),
+          tensor([0, 2], [2], "i32"),
+          1,
+          1,
+          0,
+        )[0],
+      /^\[attention\] sequence boundaries/,
+    ],
+    [
+      "sample",
+      () =>
+        native.sample(
+          tensor([NaN, 0], [1, 2]),
+          tensor([1, 0, 1, 0, 1, 0, 0, 0], [1, 8]),
+          tensor([0, 0], [1, 2], "i32"),
+          tensor([0], [1], "i32"),
+        )[0],
+      /^\[sample\] a logit is NaN/,
+    ],
   ];
 
   it.each(cases)("%s: a NumericError that names the op, at the next read, once", (_, call, message) => {
@@ -183,7 +301,9 @@ describe("out of memory", () => {
     setMemoryLimit(memory().liveBytes + (8 << 20));
     const failed = (): Tensor => empty([16 << 20], "f32", "kv");
     expect(failed).toThrow(OutOfMemoryError);
-    expect(failed).toThrow(/^\[memory\] cannot allocate 64\.0 MiB: .* in use \(.*weights \d+\.\d MiB.*\), limit .*; turn down/);
+    expect(failed).toThrow(
+      /^\[memory\] cannot allocate 64\.0 MiB: .* in use \(.*weights \d+\.\d MiB.*\), limit .*; turn down/,
+    );
     const small = empty([1 << 18], "f32");
     native.fill(small, 2);
     expect(small.dataSync()[5]).toBe(2);
@@ -214,7 +334,9 @@ describe("out of memory", () => {
 
   it("also meets sizes that no machine has", () => {
     const huge = 2 ** 31 - 1;
-    expect(() => empty([huge, huge, huge])).toThrow(/^\[tensor\] a tensor of shape \[2147483647, 2147483647, 2147483647\] is larger than any memory$/);
+    expect(() => empty([huge, huge, huge])).toThrow(
+      /^\[tensor\] a tensor of shape \[2147483647, 2147483647, 2147483647\] is larger than any memory$/,
+    );
     expect(() => empty([huge, huge])).toThrow(OutOfMemoryError);
     const wide = tensor([1]).asStrided([huge, huge, huge], [0, 0, 0], 0);
     expect(() => native.contiguous(wide)).toThrow(OutOfMemoryError);

@@ -11,7 +11,12 @@ export {
   type SafetensorsTensor,
   toSafetensorsDType,
 } from "./safetensors.js";
-export { type SafetensorsSource, writeSafetensors, WriteSafetensorsOptions, type SafetensorsWriteResult } from "./safetensors-write.js";
+export {
+  type SafetensorsSource,
+  writeSafetensors,
+  WriteSafetensorsOptions,
+  type SafetensorsWriteResult,
+} from "./safetensors-write.js";
 export { parseByteSize } from "./byte-size.js";
 export { type DType, dtypeBytes, dtypes, type TypedArray } from "./dtype.js";
 export { empty, mapTensor, Tensor, tensor } from "./tensor.js";
@@ -27,14 +32,52 @@ export {
   synchronize,
   trimMemory,
 } from "./native.js";
-export { type Backward, type BackwardContext, backward, checkpoint, gradEnabled, needsGrad, noGrad, record, trainingForward } from "./autograd.js";
+export {
+  type Backward,
+  type BackwardContext,
+  backward,
+  checkpoint,
+  gradEnabled,
+  needsGrad,
+  noGrad,
+  record,
+  trainingForward,
+} from "./autograd.js";
 export { Plan, recordPlan } from "./plan.js";
 export { randomStep, setRandomStep } from "./random-state.js";
 export { full, randomNormal, type RandomOptions, randomUniform } from "./random.js";
-export { add, cast, concatRows, gatherRows, mul, reshape, scale, silu, splitColumns, sub, sum } from "./ops/elementwise.js";
-export { addRmsNorm, attention, type AttentionOptions, dropout, embedding, rmsNorm, rope, swiglu } from "./ops/layers.js";
+export {
+  add,
+  cast,
+  concatRows,
+  gatherRows,
+  mul,
+  reshape,
+  scale,
+  silu,
+  splitColumns,
+  sub,
+  sum,
+} from "./ops/elementwise.js";
+export {
+  addRmsNorm,
+  attention,
+  type AttentionOptions,
+  dropout,
+  embedding,
+  rmsNorm,
+  rope,
+  swiglu,
+} from "./ops/layers.js";
 export { linear, type LinearBase, type LowRank, matmul } from "./ops/linear.js";
-export { crossEntropy, denseHead, type DistillLossOptions, type Head, linearCrossEntropy, linearDistill } from "./ops/loss.js";
+export {
+  crossEntropy,
+  denseHead,
+  type DistillLossOptions,
+  type Head,
+  linearCrossEntropy,
+  linearDistill,
+} from "./ops/loss.js";
 export {
   concatColumns,
   type DenseStorage,

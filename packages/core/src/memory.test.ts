@@ -23,7 +23,8 @@ import {
   type Tensor,
 } from "./index.js";
 
-const noise = (shape: number[], seed: string, deviation = 0.1): Tensor => toTensor(makeNumbers("f32", shape, { normal: deviation }, seed));
+const noise = (shape: number[], seed: string, deviation = 0.1): Tensor =>
+  toTensor(makeNumbers("f32", shape, { normal: deviation }, seed));
 
 describe("scope", () => {
   it("frees what is made inside but for the result and what is kept", () => {
@@ -68,7 +69,9 @@ describe("expectNoLeaks", () => {
   it("passes work that frees everything and names what the other left behind", async () => {
     const left: Tensor[] = [];
     await expectNoLeaks(() => scope(() => void tensor([1, 2])));
-    await expect(expectNoLeaks(() => void left.push(tensor([1, 2])))).rejects.toThrow(/left 1 tensors, other \+8 bytes behind/);
+    await expect(expectNoLeaks(() => void left.push(tensor([1, 2])))).rejects.toThrow(
+      /left 1 tensors, other \+8 bytes behind/,
+    );
     for (const t of left) t.dispose();
   });
 });
@@ -76,16 +79,27 @@ describe("expectNoLeaks", () => {
 describe("memory over many steps", () => {
   it("holds the same number of tensors and bytes after each of 1,000 training steps", () => {
     const [vocabulary, width, tokens] = [17, 8, 6];
-    const parameters = { embed: noise([vocabulary, width], "e"), norm: noise([width], "n", 1), up: noise([4 * width, width], "u"), down: noise([width, 2 * width], "d") };
+    const parameters = {
+      embed: noise([vocabulary, width], "e"),
+      norm: noise([width], "n", 1),
+      up: noise([4 * width, width], "u"),
+      down: noise([width, 2 * width], "d"),
+    };
     for (const t of Object.values(parameters)) t.requiresGrad = true;
-    const optimizer = createAdamW(Object.entries(parameters).map(([name, t]) => ({ name, tensor: t })), { lr: 1e-3, weightDecay: 0.1 });
+    const optimizer = createAdamW(
+      Object.entries(parameters).map(([name, t]) => ({ name, tensor: t })),
+      { lr: 1e-3, weightDecay: 0.1 },
+    );
     const ids = tensor(Int32Array.from({ length: tokens }, (_, i) => (i * 5) % vocabulary));
     const labels = tensor(Int32Array.from({ length: tokens }, (_, i) => (i * 5 + 5) % vocabulary));
     const step = (): number =>
       scope(() => {
         const { embed, norm, up, down } = parameters;
         const x = embedding(ids, embed);
-        const h = linear(swiglu(linear(rmsNorm(x, norm, 1e-5), { weight: up, bias: null })), { weight: down, bias: null });
+        const h = linear(swiglu(linear(rmsNorm(x, norm, 1e-5), { weight: up, bias: null })), {
+          weight: down,
+          bias: null,
+        });
         const { loss } = linearCrossEntropy(h, embed, labels);
         backward(loss);
         optimizer.step({ maxGradNorm: 1 });
@@ -146,7 +160,10 @@ describe("optimizers", () => {
         p.requiresGrad = true;
         const list = [{ name: "p", tensor: p }];
         const [lr, decay] = [0.05, 0.1];
-        const optimizer = kind === "adamw" ? createAdamW(list, { lr, weightDecay: decay }) : createSgd(list, { lr, momentum: 0.9, weightDecay: decay });
+        const optimizer =
+          kind === "adamw"
+            ? createAdamW(list, { lr, weightDecay: decay })
+            : createSgd(list, { lr, momentum: 0.9, weightDecay: decay });
         // In f64: master weights, moments.
         const [w, m, v] = [Array.from(start.data), new Array<number>(24).fill(0), new Array<number>(24).fill(0)];
         for (let t = 1; t <= 10; t++) {
@@ -163,7 +180,9 @@ describe("optimizers", () => {
             if (kind === "adamw") {
               m[i] = 0.9 * m[i]! + 0.1 * gradient;
               v[i] = 0.999 * v[i]! + 0.001 * gradient ** 2;
-              w[i] = w[i]! * (1 - lr * decay) - (lr * (m[i]! / (1 - 0.9 ** t))) / (Math.sqrt(v[i]! / (1 - 0.999 ** t)) + 1e-8);
+              w[i] =
+                w[i]! * (1 - lr * decay) -
+                (lr * (m[i]! / (1 - 0.9 ** t))) / (Math.sqrt(v[i]! / (1 - 0.999 ** t)) + 1e-8);
             } else {
               m[i] = 0.9 * m[i]! + gradient + decay * w[i]!;
               w[i] = w[i]! - lr * m[i]!;

@@ -63,7 +63,9 @@ export function scope<T>(fn: () => T): T {
   try {
     result = fn();
     if (typeof (result as { then?: unknown } | null | undefined)?.then === "function") {
-      throw new TypeError("[scope] the function returned a Promise; scope() is synchronous, open one scope per synchronous part");
+      throw new TypeError(
+        "[scope] the function returned a Promise; scope() is synchronous, open one scope per synchronous part",
+      );
     }
   } catch (error) {
     stack.pop();

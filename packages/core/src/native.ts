@@ -198,7 +198,14 @@ export function nativeEmpty(dtype: DType, shape: readonly number[], tag: MemoryT
 }
 
 /** A tensor on a file's bytes, mapped copy-on-write: nothing is read until it is touched. */
-export function nativeMap(path: string, offset: number, bytes: number, dtype: DType, shape: readonly number[], tag: MemoryTag): number {
+export function nativeMap(
+  path: string,
+  offset: number,
+  bytes: number,
+  dtype: DType,
+  shape: readonly number[],
+  tag: MemoryTag,
+): number {
   return call((a) => {
     putShape(shape);
     return a.map(path, offset, bytes, dtypes.indexOf(dtype), shape.length, tags.indexOf(tag));
@@ -206,7 +213,12 @@ export function nativeMap(path: string, offset: number, bytes: number, dtype: DT
 }
 
 /** A view with its own shape and strides (in elements), `offset` elements from the start of `handle`'s view. */
-export function nativeView(handle: number, shape: readonly number[], strides: readonly number[], offset: number): number {
+export function nativeView(
+  handle: number,
+  shape: readonly number[],
+  strides: readonly number[],
+  offset: number,
+): number {
   return call((a) => {
     putShape(shape);
     for (let i = 0; i < strides.length; i++) i32[shape.length + i] = strides[i]!;

@@ -1,4 +1,14 @@
-import { type CaseResult, largestError, type Numbers, numbers, opCases, opChecks, references, runCase, runCheck } from "@llm/testing";
+import {
+  type CaseResult,
+  largestError,
+  type Numbers,
+  numbers,
+  opCases,
+  opChecks,
+  references,
+  runCase,
+  runCheck,
+} from "@llm/testing";
 import { describe, expect, it } from "vitest";
 import { native } from "./index.js";
 
@@ -19,7 +29,12 @@ describe("the list of op cases", () => {
   it("has something for every op, and a reference for every op but the packed ones", () => {
     const covered = new Set([...opCases.map((c) => c.op), ...opChecks.flatMap((c) => c.ops)]);
     expect(native.opNames.filter((op) => !covered.has(op))).toEqual([]);
-    expect(native.opNames.filter((op) => !(op in references))).toEqual(["repack_w4", "linear_w4", "repack_q8", "linear_q8"]);
+    expect(native.opNames.filter((op) => !(op in references))).toEqual([
+      "repack_w4",
+      "linear_w4",
+      "repack_q8",
+      "linear_q8",
+    ]);
     expect([...covered].filter((op) => !native.opNames.includes(op))).toEqual([]);
   });
 
@@ -48,6 +63,9 @@ describe("the list of op cases", () => {
   it("fails a case when anything differs", () => {
     const scale = opCases.find((c) => c.op === "scale")!;
     expect(runCase(scale).ok).toBe(true);
-    expect(runCase({ ...scale, tolerance: { ...scale.tolerance, f32: 1e-12 } })).toMatchObject({ ok: false, detail: expect.stringContaining("output 0[") });
+    expect(runCase({ ...scale, tolerance: { ...scale.tolerance, f32: 1e-12 } })).toMatchObject({
+      ok: false,
+      detail: expect.stringContaining("output 0["),
+    });
   });
 });

@@ -17,7 +17,10 @@ export const AdamWOptions = v.strictObject({
   /** Peak learning rate. @default 1e-4 */
   lr: v.optional(v.pipe(v.number(), v.minValue(0)), 1e-4),
   /** Decay rates of the first and second moment. @default [0.9, 0.999] */
-  betas: v.optional(v.tuple([v.pipe(v.number(), v.minValue(0), v.maxValue(1)), v.pipe(v.number(), v.minValue(0), v.maxValue(1))]), [0.9, 0.999]),
+  betas: v.optional(
+    v.tuple([v.pipe(v.number(), v.minValue(0), v.maxValue(1)), v.pipe(v.number(), v.minValue(0), v.maxValue(1))]),
+    [0.9, 0.999],
+  ),
   /** Added to √v̂. @default 1e-8 */
   eps: v.optional(v.pipe(v.number(), v.minValue(0)), 1e-8),
   /** Decoupled decay, applied to tensors of two or more dims. @default 0 */
@@ -89,7 +92,8 @@ abstract class Base implements Optimizer {
 
   step(options: StepOptions = {}): Tensor {
     const missing = this.parameters.find((p) => !p.tensor.grad);
-    if (missing) throw new LlmError("INTERNAL", `[optimizer] ${missing.name} has no gradient; run backward() before step()`);
+    if (missing)
+      throw new LlmError("INTERNAL", `[optimizer] ${missing.name} has no gradient; run backward() before step()`);
     this.stepCount++;
     return noGrad(() =>
       scope(() => {
@@ -139,7 +143,15 @@ class AdamW extends Base {
 
   protected hyperValues(lr: number | undefined): number[] {
     const { betas, eps, weightDecay } = this.options;
-    const values = [lr ?? this.options.lr, betas[0], betas[1], eps, weightDecay, 1 - betas[0] ** this.stepCount, 1 - betas[1] ** this.stepCount];
+    const values = [
+      lr ?? this.options.lr,
+      betas[0],
+      betas[1],
+      eps,
+      weightDecay,
+      1 - betas[0] ** this.stepCount,
+      1 - betas[1] ** this.stepCount,
+    ];
     this.noDecay.write(Float32Array.from(values.map((x, i) => (i === 4 ? 0 : x))));
     return values;
   }
@@ -147,7 +159,15 @@ class AdamW extends Base {
   protected update(i: number, coefficient: Tensor): void {
     const p = this.parameters[i]!.tensor;
     const slots = this.slots[i]!;
-    raw.adamw(p.shape.length >= 2 ? this.hyper : this.noDecay, coefficient, p, p.grad!, slots.get("m")!, slots.get("v")!, this.masters[i]!);
+    raw.adamw(
+      p.shape.length >= 2 ? this.hyper : this.noDecay,
+      coefficient,
+      p,
+      p.grad!,
+      slots.get("m")!,
+      slots.get("v")!,
+      this.masters[i]!,
+    );
   }
 
   override dispose(): void {
@@ -211,7 +231,11 @@ export type ScheduleOptions = v.InferInput<typeof ScheduleOptions>;
  * @see Vaswani et al. 2017, arXiv:1706.03762, eq. 3; Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5
  */
 export function createSchedule(options: ScheduleOptions): Schedule {
-  const { kind, lr, totalSteps, warmupSteps, minRatio, width } = parseOptions(ScheduleOptions, options, "createSchedule");
+  const { kind, lr, totalSteps, warmupSteps, minRatio, width } = parseOptions(
+    ScheduleOptions,
+    options,
+    "createSchedule",
+  );
   if (kind === "noam") {
     const warmup = Math.max(warmupSteps, 1);
     return (step) => lr * width ** -0.5 * Math.min((step + 1) ** -0.5, (step + 1) * warmup ** -1.5);
@@ -224,4 +248,3 @@ export function createSchedule(options: ScheduleOptions): Schedule {
     return lr * (minRatio + (1 - minRatio) * shape);
   };
 }
-

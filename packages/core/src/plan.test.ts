@@ -1,7 +1,23 @@
 import { differentBits, expectNoLeaks, makeNumbers, tinyModel, toTensor } from "@llm/testing";
 import { createInputs } from "@llm/models";
 import { describe, expect, it } from "vitest";
-import { DisposedError, empty, linear, memory, native, noGrad, PlanError, recordPlan, rmsNorm, scale, scope, silu, synchronize, tensor, type Tensor } from "./index.js";
+import {
+  DisposedError,
+  empty,
+  linear,
+  memory,
+  native,
+  noGrad,
+  PlanError,
+  recordPlan,
+  rmsNorm,
+  scale,
+  scope,
+  silu,
+  synchronize,
+  tensor,
+  type Tensor,
+} from "./index.js";
 
 const noise = (shape: number[], seed: string): Tensor => toTensor(makeNumbers("f32", shape, { normal: 1 }, seed));
 const values = (t: Tensor): number[] => Array.from(t.dataSync() as Float32Array);
@@ -41,7 +57,12 @@ describe("a Plan", () => {
 
   it("is an error where a value is read or written, and recording goes on being possible", () => {
     const x = tensor([1, 2]);
-    const bodies: (() => unknown)[] = [() => x.dataSync(), () => x.write(new Float32Array(2)), () => native.silu(x).itemSync(), () => tensor([1])];
+    const bodies: (() => unknown)[] = [
+      () => x.dataSync(),
+      () => x.write(new Float32Array(2)),
+      () => native.silu(x).itemSync(),
+      () => tensor([1]),
+    ];
     for (const body of bodies) {
       expect(() => recordPlan(body)).toThrow(PlanError);
     }
@@ -146,7 +167,11 @@ describe("a Plan", () => {
 
   it("draws new random numbers only where a declared input says so", () => {
     const logits = noise([1, 50], "logits");
-    const [params, seeds, steps] = [tensor([1, 0, 1, 0, 1, 0, 0, 0], [1, 8]), tensor([3, 4], [1, 2], "i32"), tensor([0], [1], "i32")];
+    const [params, seeds, steps] = [
+      tensor([1, 0, 1, 0, 1, 0, 0, 0], [1, 8]),
+      tensor([3, 4], [1, 2], "i32"),
+      tensor([0], [1], "i32"),
+    ];
     const { plan, result } = recordPlan(() => native.sample(logits, params, seeds, steps));
     const draw = (step: number): number => {
       steps.write(Int32Array.of(step));

@@ -1,5 +1,16 @@
 import { afterEach, describe, expect, it } from "vitest";
-import { backward, checkpoint, gradEnabled, noGrad, randomStep, scale, setRandomStep, sum, tensor, trainingForward } from "./index.js";
+import {
+  backward,
+  checkpoint,
+  gradEnabled,
+  noGrad,
+  randomStep,
+  scale,
+  setRandomStep,
+  sum,
+  tensor,
+  trainingForward,
+} from "./index.js";
 
 afterEach(() => setRandomStep(0));
 

@@ -13,14 +13,20 @@ export interface RandomOptions {
 }
 
 /** Normal values with given mean (default 0) and standard deviation (default 1). @see Salmon et al. 2011 (Philox 4x32-10) */
-export function randomNormal(shape: readonly number[], options: RandomOptions & { mean?: number; std?: number }): Tensor {
+export function randomNormal(
+  shape: readonly number[],
+  options: RandomOptions & { mean?: number; std?: number },
+): Tensor {
   const t = empty(shape, options.dtype ?? "f32", options.tag ?? "other");
   raw.fillNormal(t, options.mean ?? 0, options.std ?? 1, options.seed, options.stream ?? 0);
   return t;
 }
 
 /** Uniform values in [low, high), default [0, 1). */
-export function randomUniform(shape: readonly number[], options: RandomOptions & { low?: number; high?: number }): Tensor {
+export function randomUniform(
+  shape: readonly number[],
+  options: RandomOptions & { low?: number; high?: number },
+): Tensor {
   const t = empty(shape, options.dtype ?? "f32", options.tag ?? "other");
   raw.fillUniform(t, options.low ?? 0, options.high ?? 1, options.seed, options.stream ?? 0);
   return t;

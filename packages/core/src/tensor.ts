@@ -71,7 +71,8 @@ export class Tensor {
 
   /** @throws {DisposedError} after dispose() */
   get handle(): number {
-    if (this.id === 0) throw new DisposedError(`[tensor] a disposed tensor of shape [${this.shape.join(", ")}] was used`);
+    if (this.id === 0)
+      throw new DisposedError(`[tensor] a disposed tensor of shape [${this.shape.join(", ")}] was used`);
     return this.id;
   }
 
@@ -128,7 +129,14 @@ export class Tensor {
 
   /** A view with given shape and strides, `offset` elements from this one's start. No gradient: see ops for differentiable ones. */
   asStrided(shape: readonly number[], strides: readonly number[], offset: number): Tensor {
-    return sharing(new Tensor(nativeView(this.handle, shape, strides, offset), this.dtype, shape, denseStrides(shape, strides) ? undefined : strides));
+    return sharing(
+      new Tensor(
+        nativeView(this.handle, shape, strides, offset),
+        this.dtype,
+        shape,
+        denseStrides(shape, strides) ? undefined : strides,
+      ),
+    );
   }
 
   /** Rows [start, end) of the first dim, sharing memory. No gradient. */
@@ -144,7 +152,9 @@ export class Tensor {
   /** Columns [start, end) of a [T, N] tensor, sharing memory; rows stay N apart. No gradient. */
   columns(start: number, end: number): Tensor {
     if (this.shape.length !== 2 || !(start >= 0 && start <= end && end <= this.dim(1))) {
-      throw new ShapeError(`[tensor.columns] expected a 2-d tensor and 0 <= start <= end <= columns, got [${this.shape.join(", ")}], ${start}, ${end}`);
+      throw new ShapeError(
+        `[tensor.columns] expected a 2-d tensor and 0 <= start <= end <= columns, got [${this.shape.join(", ")}], ${start}, ${end}`,
+      );
     }
     const strides = this.strides ?? rowMajor(this.shape);
     return this.asStrided([this.dim(0), end - start], strides, start);
@@ -260,18 +270,37 @@ const dtypeOfArray = (data: TypedArray): DType => {
  * @param dtype  default by the array's type; must be given for 16-bit bits
  * @throws {ShapeError} the shape does not hold `data.length` elements
  */
-export function tensor(data: TypedArray | readonly number[], shape?: readonly number[], dtype?: DType, tag: MemoryTag = "other"): Tensor {
-  const array: TypedArray = Array.isArray(data) ? (dtype === "i32" ? Int32Array.from(data) : Float32Array.from(data)) : (data as TypedArray);
+export function tensor(
+  data: TypedArray | readonly number[],
+  shape?: readonly number[],
+  dtype?: DType,
+  tag: MemoryTag = "other",
+): Tensor {
+  const array: TypedArray = Array.isArray(data)
+    ? dtype === "i32"
+      ? Int32Array.from(data)
+      : Float32Array.from(data)
+    : (data as TypedArray);
   const type = dtype ?? dtypeOfArray(array);
   const dims = shape ?? [array.length];
   const size = dims.reduce((a, b) => a * b, 1);
-  if (size !== array.length) throw new ShapeError(`[tensor] shape [${dims.join(", ")}] holds ${size} elements, got ${array.length}`);
-  if (array.BYTES_PER_ELEMENT !== dtypeBytes(type)) throw new DTypeError(`[tensor] ${type} wants ${dtypeBytes(type)} bytes an element, the array has ${array.BYTES_PER_ELEMENT}`);
+  if (size !== array.length)
+    throw new ShapeError(`[tensor] shape [${dims.join(", ")}] holds ${size} elements, got ${array.length}`);
+  if (array.BYTES_PER_ELEMENT !== dtypeBytes(type))
+    throw new DTypeError(
+      `[tensor] ${type} wants ${dtypeBytes(type)} bytes an element, the array has ${array.BYTES_PER_ELEMENT}`,
+    );
   return empty(dims, type, tag).write(array);
 }
 
 /** A tensor on bytes of a file, mapped (nothing is read until used; writing to it changes only this process's copy). */
-export function mapTensor(path: string, offset: number, shape: readonly number[], dtype: DType, tag: MemoryTag = "weights"): Tensor {
+export function mapTensor(
+  path: string,
+  offset: number,
+  shape: readonly number[],
+  dtype: DType,
+  tag: MemoryTag = "weights",
+): Tensor {
   const bytes = shape.reduce((a, b) => a * b, 1) * dtypeBytes(dtype);
   return new Tensor(nativeMap(path, offset, bytes, dtype, shape, tag), dtype, [...shape]);
 }

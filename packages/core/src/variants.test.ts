@@ -18,7 +18,11 @@ afterAll(() => packed.remove());
 const ops = async (env: Record<string, string>, ...args: string[]): Promise<string> => {
   const { path } = nativeDoctor();
   try {
-    return (await run(process.execPath, [packed.file, ...args], { env: { PATH: process.env["PATH"], LLM_NATIVE: path, ...env } })).stdout;
+    return (
+      await run(process.execPath, [packed.file, ...args], {
+        env: { PATH: process.env["PATH"], LLM_NATIVE: path, ...env },
+      })
+    ).stdout;
   } catch (error) {
     throw new Error(`${(error as { stdout?: string }).stdout}\n${(error as Error).message}`, { cause: error });
   }
@@ -46,11 +50,16 @@ describe("the op cases, bundled into one file", () => {
 
   it("say so when an instruction set or a number of threads is not to be had", () => {
     const refused = (env: Record<string, string>): string => {
-      const { status, stderr } = spawnSync(process.execPath, [packed.file, "--limit", "1"], { env: { PATH: process.env["PATH"], LLM_NATIVE: nativeDoctor().path, ...env }, encoding: "utf8" });
+      const { status, stderr } = spawnSync(process.execPath, [packed.file, "--limit", "1"], {
+        env: { PATH: process.env["PATH"], LLM_NATIVE: nativeDoctor().path, ...env },
+        encoding: "utf8",
+      });
       expect(status).toBe(1);
       return stderr;
     };
-    expect(refused({ LLM_CPU_ISA: "sse9" })).toContain('LLM_CPU_ISA must be scalar, avx2, avx512 or avx512bf16, got "sse9"');
+    expect(refused({ LLM_CPU_ISA: "sse9" })).toContain(
+      'LLM_CPU_ISA must be scalar, avx2, avx512 or avx512bf16, got "sse9"',
+    );
     expect(refused({ LLM_NUM_THREADS: "many" })).toMatch(/LLM_NUM_THREADS/);
     expect(refused({ LLM_NATIVE: "/nowhere/llm.node" })).toMatch(/\/nowhere\/llm\.node: no such file/);
   });

@@ -13,7 +13,8 @@ beforeAll(async () => {
 afterAll(() => packed.remove());
 
 /** The bundle lies outside the repository: it is told where the addon is, the one that this thread uses. */
-const start = (task: WorkerTask): Worker => new Worker(packed.file, { workerData: task, env: { ...process.env, LLM_NATIVE: nativeDoctor().path } });
+const start = (task: WorkerTask): Worker =>
+  new Worker(packed.file, { workerData: task, env: { ...process.env, LLM_NATIVE: nativeDoctor().path } });
 const message = async (worker: Worker): Promise<unknown> => ((await once(worker, "message")) as unknown[])[0];
 const live = (): { tensors: number; bytes: number } => {
   synchronize();

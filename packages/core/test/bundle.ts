@@ -23,7 +23,9 @@ export async function bundle(entry: URL): Promise<{ file: string; remove: () => 
     outExtension: () => ({ js: ".mjs" }),
     noExternal: [/.*/],
     esbuildOptions(options) {
-      options.alias = Object.fromEntries(readdirSync(packages).map((name) => [`@llm/${name}`, `${packages}${name}/src/index.ts`]));
+      options.alias = Object.fromEntries(
+        readdirSync(packages).map((name) => [`@llm/${name}`, `${packages}${name}/src/index.ts`]),
+      );
     },
   });
   return { file: join(outDir, "bundled.mjs"), remove: () => rm(outDir, { recursive: true, force: true }) };

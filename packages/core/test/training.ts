@@ -1,5 +1,18 @@
 /** A tiny training loop, the same in every thread. */
-import { backward, createAdamW, embedding, linear, linearCrossEntropy, randomNormal, rmsNorm, scope, swiglu, synchronize, tensor, type Tensor } from "../src/index.js";
+import {
+  backward,
+  createAdamW,
+  embedding,
+  linear,
+  linearCrossEntropy,
+  randomNormal,
+  rmsNorm,
+  scope,
+  swiglu,
+  synchronize,
+  tensor,
+  type Tensor,
+} from "../src/index.js";
 
 /** Trains for some steps and returns the bits of the parameters; what it made stays with the caller's thread when `dispose` is not called. */
 export function trainTiny(steps: number, seed: number): { bits: string; dispose: () => void } {
@@ -9,7 +22,12 @@ export function trainTiny(steps: number, seed: number): { bits: string; dispose:
     t.requiresGrad = true;
     return t;
   };
-  const parameters = [make([vocabulary, width], 0), make([width], 1), make([4 * width, width], 2), make([width, 2 * width], 3)];
+  const parameters = [
+    make([vocabulary, width], 0),
+    make([width], 1),
+    make([4 * width, width], 2),
+    make([width, 2 * width], 3),
+  ];
   const [embed, norm, up, down] = parameters as [Tensor, Tensor, Tensor, Tensor];
   const optimizer = createAdamW(
     parameters.map((t, i) => ({ name: String(i), tensor: t })),
@@ -27,7 +45,9 @@ export function trainTiny(steps: number, seed: number): { bits: string; dispose:
     });
   }
   synchronize();
-  const bits = Buffer.concat(parameters.map((t) => Buffer.from((t.dataSync() as Float32Array).buffer))).toString("base64");
+  const bits = Buffer.concat(parameters.map((t) => Buffer.from((t.dataSync() as Float32Array).buffer))).toString(
+    "base64",
+  );
   return {
     bits,
     dispose() {

@@ -25,13 +25,15 @@ export function alphaSchedule(alpha: number | AlphaSchedule): (step: number, tot
   if (typeof alpha === "number") return () => alpha;
   const { from, to, kind = "linear", steps } = alpha;
   if (kind === "constant") {
-    if (to !== undefined || steps !== undefined) throw new OptionsError('[distillObjective] alpha: kind "constant" uses only `from`');
+    if (to !== undefined || steps !== undefined)
+      throw new OptionsError('[distillObjective] alpha: kind "constant" uses only `from`');
     return () => from;
   }
   if (to === undefined) throw new OptionsError(`[distillObjective] alpha: kind "${kind}" needs \`to\``);
   return (step, totalSteps) => {
     const length = steps ?? totalSteps;
-    if (!(length >= 1)) throw new OptionsError("[distillObjective] alpha: expected `steps`, because the length of the run is not known");
+    if (!(length >= 1))
+      throw new OptionsError("[distillObjective] alpha: expected `steps`, because the length of the run is not known");
     const p = Math.min(1, Math.max(0, step / length));
     return kind === "linear" ? from + (to - from) * p : to + ((from - to) * (1 + Math.cos(Math.PI * p))) / 2;
   };

@@ -11,7 +11,13 @@ const documents = randomDocuments([9, 5, 12], { vocabSize: 259, seed: 4 });
 const values = (objective: DistillObjective, student: CausalLM, batch: TokenBatch, step = 0, totalSteps = 10) =>
   scope(() => {
     const { lossSum, weightSum, metrics } = objective(student, batch, { step, totalSteps });
-    return { loss: lossSum.itemSync(), weight: weightSum, kl: metrics.kl.itemSync(), ce: metrics.ce.itemSync(), alpha: metrics.alpha.itemSync() / weightSum };
+    return {
+      loss: lossSum.itemSync(),
+      weight: weightSum,
+      kl: metrics.kl.itemSync(),
+      ce: metrics.ce.itemSync(),
+      alpha: metrics.alpha.itemSync() / weightSum,
+    };
   });
 
 /** Logits [T][V] of a packed batch, document by document, in JavaScript. */
@@ -77,14 +83,21 @@ describe("distillObjective", () => {
       ids.push(z.indexOf(Math.max(...z)));
     }
     const own = packIds([Int32Array.from(ids)]);
-    const [a, b] = (["data", "teacher"] as const).map((hardLabels) => values(distillObjective(options({ alpha: 0.5, hardLabels })), student, own));
+    const [a, b] = (["data", "teacher"] as const).map((hardLabels) =>
+      values(distillObjective(options({ alpha: 0.5, hardLabels })), student, own),
+    );
     expect(b).toEqual(a);
   });
 
   it("does not count ignored positions and padding: adding documents without labels changes nothing", () => {
-    const more = packIds([...documents, ...randomDocuments([30], { vocabSize: 259, seed: 9 })], { learn: (d, t) => d !== 1 && d !== 3 && t % 3 !== 0 });
+    const more = packIds([...documents, ...randomDocuments([30], { vocabSize: 259, seed: 9 })], {
+      learn: (d, t) => d !== 1 && d !== 3 && t % 3 !== 0,
+    });
     for (const reduction of ["token", "batch"] as const) {
-      const [a, b] = [batch, more].map((x) => values(distillObjective(options({ reduction })), student, x)) as [ReturnType<typeof values>, ReturnType<typeof values>];
+      const [a, b] = [batch, more].map((x) => values(distillObjective(options({ reduction })), student, x)) as [
+        ReturnType<typeof values>,
+        ReturnType<typeof values>,
+      ];
       expect(b.weight).toBe(a.weight);
       expect(b.loss).toBeCloseTo(a.loss, 3);
     }
@@ -96,7 +109,9 @@ describe("distillObjective", () => {
     expect(values(distillObjective(options({ reduction: "batch" })), student, batch).weight).toBe(2);
     const lossWeights_T = Float32Array.from(batch.labels_T, (_, t) => (t < 9 ? 0 : 0.5));
     const weighted = { ...batch, lossWeights_T };
-    expect(values(distillObjective(options({ reduction: "token" })), student, weighted).weight).toBe(0.5 * batch.labels_T.subarray(9).filter((l) => l >= 0).length);
+    expect(values(distillObjective(options({ reduction: "token" })), student, weighted).weight).toBe(
+      0.5 * batch.labels_T.subarray(9).filter((l) => l >= 0).length,
+    );
     expect(values(distillObjective(options({ reduction: "batch" })), student, weighted).weight).toBe(1);
   });
 
@@ -118,7 +133,9 @@ describe("distillObjective", () => {
     const taught = teacher.decoder.trainable();
     for (const { tensor } of taught) tensor.requiresGrad = true;
     const gradients = [false, true].map((checkpointing) => {
-      scope(() => backward(objective(student, batch, { step: 0, totalSteps: 1, checkpointing, training: true }).lossSum));
+      scope(() =>
+        backward(objective(student, batch, { step: 0, totalSteps: 1, checkpointing, training: true }).lossSum),
+      );
       return parameters.map(({ name, tensor }) => {
         const g = Array.from(tensor.grad!.dataSync() as Float32Array);
         tensor.grad!.dispose();
@@ -127,15 +144,22 @@ describe("distillObjective", () => {
       });
     });
     expect(gradients[0]!.some(([, g]) => g.some((x) => Math.abs(x) > 1e-3))).toBe(true);
-    gradients[0]!.forEach(([name, g], i) => gradients[1]![i]![1].forEach((x, k) => expect(Math.abs(x - g[k]!), name).toBeLessThan(1e-4)));
+    gradients[0]!.forEach(([name, g], i) =>
+      gradients[1]![i]![1].forEach((x, k) => expect(Math.abs(x - g[k]!), name).toBeLessThan(1e-4)),
+    );
     expect(taught.every(({ tensor }) => tensor.grad === undefined)).toBe(true);
     for (const { tensor } of [...parameters, ...taught]) tensor.requiresGrad = false;
   });
 
   it("follows the alpha schedule by the step alone", () => {
-    const at = (o: DistillOptions["alpha"], step: number): number => values(distillObjective(options({ alpha: o! })), student, batch, step, 8).alpha;
+    const at = (o: DistillOptions["alpha"], step: number): number =>
+      values(distillObjective(options({ alpha: o! })), student, batch, step, 8).alpha;
     expect([0, 2, 4, 99].map((s) => at({ from: 1, to: 0, steps: 4 }, s))).toEqual([1, 0.5, 0, 0]);
-    expect([0, 4, 8].map((s) => at({ from: 0.8, to: 0.2 }, s)).map((x) => x.toFixed(3))).toEqual(["0.800", "0.500", "0.200"]);
+    expect([0, 4, 8].map((s) => at({ from: 0.8, to: 0.2 }, s)).map((x) => x.toFixed(3))).toEqual([
+      "0.800",
+      "0.500",
+      "0.200",
+    ]);
     expect(at({ from: 1, to: 0, kind: "cosine" }, 2)).toBeCloseTo((1 + Math.cos(Math.PI / 4)) / 2, 5);
     expect(at({ from: 0.3, kind: "constant" }, 5)).toBeCloseTo(0.3, 6);
     const steps = Array.from({ length: 9 }, (_, s) => at({ from: 1, to: 0.1, kind: "cosine" }, s));
@@ -146,8 +170,15 @@ describe("distillObjective", () => {
     const specialTokens = ["<|endoftext|>", "<|im_start|>", "<|stop|>"];
     const other = trainBpe([], { vocabSize: 259, specialTokens, eosToken: "<|stop|>", padToken: "<|endoftext|>" });
     const stranger = tinyModel({ layers: 1, tokenizer: other });
-    expect(() => values(distillObjective(options()), stranger, batch)).toThrow(/token 258 is "<\|im_end\|>" for the teacher and "<\|stop\|>" for the student/);
-    const larger = trainBpe(["aaaa bbbb aaaa"], { vocabSize: 260, specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eosToken: "<|im_end|>", padToken: "<|endoftext|>" });
+    expect(() => values(distillObjective(options()), stranger, batch)).toThrow(
+      /token 258 is "<\|im_end\|>" for the teacher and "<\|stop\|>" for the student/,
+    );
+    const larger = trainBpe(["aaaa bbbb aaaa"], {
+      vocabSize: 260,
+      specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+      eosToken: "<|im_end|>",
+      padToken: "<|endoftext|>",
+    });
     try {
       values(distillObjective(options()), tinyModel({ layers: 1, tokenizer: larger, vocabSize: 264 }), batch);
       expect.unreachable();
@@ -165,9 +196,13 @@ describe("distillObjective", () => {
     expect(() => distillObjective(options({ temperature: 0 }))).toThrow(/temperature/);
     expect(() => distillObjective(options({ alpha: 1.5 }))).toThrow(/alpha/);
     expect(() => distillObjective(options({ alpha: { from: 1 } }))).toThrow(/needs `to`/);
-    expect(() => distillObjective(options({ alpha: { from: 1, to: 0, kind: "constant" } }))).toThrow(/uses only `from`/);
+    expect(() => distillObjective(options({ alpha: { from: 1, to: 0, kind: "constant" } }))).toThrow(
+      /uses only `from`/,
+    );
     expect(() => distillObjective({ ...options(), tempreature: 2 } as never)).toThrow(/tempreature/);
-    expect(() => scope(() => distillObjective(options({ alpha: { from: 1, to: 0 } }))(student, batch))).toThrow(/length of the run is not known/);
+    expect(() => scope(() => distillObjective(options({ alpha: { from: 1, to: 0 } }))(student, batch))).toThrow(
+      /length of the run is not known/,
+    );
   });
 
   it("is an objective for train()", () => {
@@ -206,10 +241,16 @@ describe("learning from a teacher", () => {
   };
 
   it("gets a student closer to the teacher than the data alone, in the same steps on the same text", () => {
-    const make = (seed: number, hidden: number): CausalLM => tinyModel({ seed, hidden, layers: 1, heads: 2, kvHeads: 1, std: 0.1, tokenizer });
+    const make = (seed: number, hidden: number): CausalLM =>
+      tinyModel({ seed, hidden, layers: 1, heads: 2, kvHeads: 1, std: 0.1, tokenizer });
     const teacher = make(1, 32);
     // Self-distillation at alpha 0 is plain cross-entropy on the data.
-    learn(teacher, Array.from({ length: 100 }, () => corpus(4)), distillObjective({ teacher, alpha: 0 }), 0.01);
+    learn(
+      teacher,
+      Array.from({ length: 100 }, () => corpus(4)),
+      distillObjective({ teacher, alpha: 0 }),
+      0.01,
+    );
     const batches = Array.from({ length: 60 }, () => corpus(1));
     const held = corpus(8);
     const divergence = distillObjective({ teacher, alpha: 1, temperature: 1 });
@@ -221,7 +262,9 @@ describe("learning from a teacher", () => {
       return result.kl / result.weight;
     };
     const [taught, alone] = [klAfter(0.5), klAfter(0)];
-    console.log(`KL to the teacher on held-out text, 60 steps: ${taught.toFixed(4)} with distillation, ${alone.toFixed(4)} with cross-entropy alone`);
+    console.log(
+      `KL to the teacher on held-out text, 60 steps: ${taught.toFixed(4)} with distillation, ${alone.toFixed(4)} with cross-entropy alone`,
+    );
     expect(taught).toBeLessThan(alone * 0.8);
     teacher.dispose();
   });

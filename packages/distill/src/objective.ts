@@ -1,5 +1,15 @@
 /** What a student learns from a teacher. T tokens of a packed batch. */
-import { linearDistill, noGrad, parseOptions, scope, ShapeError, sum, type Tensor, tensor, UnsupportedError } from "@llm/core";
+import {
+  linearDistill,
+  noGrad,
+  parseOptions,
+  scope,
+  ShapeError,
+  sum,
+  type Tensor,
+  tensor,
+  UnsupportedError,
+} from "@llm/core";
 import type { CausalLM, Decoder, TokenBatch, Tokenizer } from "@llm/models";
 import * as v from "valibot";
 import { AlphaSchedule, alphaSchedule } from "./alpha.js";
@@ -11,7 +21,10 @@ export type Teacher = Pick<CausalLM, "decoder" | "hidden" | "tokenizer">;
 /** What it needs of a student. */
 export interface Student {
   readonly decoder: Decoder;
-  hidden(batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">, options?: { checkpointing?: boolean }): Tensor;
+  hidden(
+    batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">,
+    options?: { checkpointing?: boolean },
+  ): Tensor;
   /** Compared with the teacher's, when there is one. */
   readonly tokenizer?: Tokenizer;
 }
@@ -42,7 +55,11 @@ export type DistillObjective = (student: Student, batch: TokenBatch, context?: D
 
 const isTeacher = (value: unknown): value is Teacher => {
   const t = value as Partial<Teacher> | null | undefined;
-  return typeof t?.hidden === "function" && typeof t.decoder?.headFor === "function" && typeof t.tokenizer?.encode === "function";
+  return (
+    typeof t?.hidden === "function" &&
+    typeof t.decoder?.headFor === "function" &&
+    typeof t.tokenizer?.encode === "function"
+  );
 };
 
 export const DistillOptions = v.strictObject({
@@ -77,7 +94,11 @@ export type DistillOptions = v.InferInput<typeof DistillOptions>;
  * @see Hinton et al. 2015, arXiv:1503.02531, section 2
  */
 export function distillObjective(options: DistillOptions): DistillObjective {
-  const { teacher, temperature, alpha, kind, hardLabels, reduction, chunk } = parseOptions(DistillOptions, options, "distillObjective");
+  const { teacher, temperature, alpha, kind, hardLabels, reduction, chunk } = parseOptions(
+    DistillOptions,
+    options,
+    "distillObjective",
+  );
   const alphaAt = alphaSchedule(alpha);
   const checked = new WeakSet<object>();
   return (student, batch, context = {}) => {
@@ -85,25 +106,43 @@ export function distillObjective(options: DistillOptions): DistillObjective {
     if (!checked.has(decoder)) {
       if (student.tokenizer) checkSameVocabulary(teacher.tokenizer, student.tokenizer);
       if (decoder.head && decoder.head.deltas.length > 0) {
-        throw new UnsupportedError(`[distillObjective] ${decoder.head.name} carries an adapter; the fused loss needs a plain head`, { name: decoder.head.name });
+        throw new UnsupportedError(
+          `[distillObjective] ${decoder.head.name} carries an adapter; the fused loss needs a plain head`,
+          { name: decoder.head.name },
+        );
       }
       checked.add(decoder);
     }
     const T = batch.ids_T.length;
-    if (batch.labels_T.length !== T) throw new ShapeError(`[distillObjective] a batch's labels_T must be [${T}] like ids_T, got [${batch.labels_T.length}]`);
+    if (batch.labels_T.length !== T)
+      throw new ShapeError(
+        `[distillObjective] a batch's labels_T must be [${T}] like ids_T, got [${batch.labels_T.length}]`,
+      );
     const now = alphaAt(context.step ?? 0, context.totalSteps ?? 0);
     const taught = noGrad(() => scope(() => teacher.hidden(batch)));
     const hidden = student.hidden(batch, { checkpointing: context.checkpointing ?? false });
     const weights = batch.lossWeights_T ? tensor(batch.lossWeights_T) : null;
-    const { loss, kl, ce } = linearDistill(hidden, decoder.headFor(), taught, teacher.decoder.headFor(), tensor(batch.labels_T), weights, {
-      temperature,
-      alpha: now,
-      kind,
-      hardLabels,
-      ...(chunk === undefined ? {} : { chunk }),
-    });
+    const { loss, kl, ce } = linearDistill(
+      hidden,
+      decoder.headFor(),
+      taught,
+      teacher.decoder.headFor(),
+      tensor(batch.labels_T),
+      weights,
+      {
+        temperature,
+        alpha: now,
+        kind,
+        hardLabels,
+        ...(chunk === undefined ? {} : { chunk }),
+      },
+    );
     const weightSum = reduction === "token" ? tokenWeight(batch) : learnedDocuments(batch);
-    return { lossSum: loss, weightSum, metrics: noGrad(() => ({ kl: sum(kl), ce: sum(ce), alpha: tensor(Float32Array.of(now * weightSum)) })) };
+    return {
+      lossSum: loss,
+      weightSum,
+      metrics: noGrad(() => ({ kl: sum(kl), ce: sum(ce), alpha: tensor(Float32Array.of(now * weightSum)) })),
+    };
   };
 }
 

@@ -29,11 +29,20 @@ export const CreateStudentOptions = v.strictObject({
 export type CreateStudentOptions = v.InferInput<typeof CreateStudentOptions>;
 
 /** config.json's names of sizes. */
-const keys = { layers: "num_hidden_layers", hiddenSize: "hidden_size", intermediateSize: "intermediate_size", heads: "num_attention_heads", kvHeads: "num_key_value_heads", headDim: "head_dim" } as const;
+const keys = {
+  layers: "num_hidden_layers",
+  hiddenSize: "hidden_size",
+  intermediateSize: "intermediate_size",
+  heads: "num_attention_heads",
+  kvHeads: "num_key_value_heads",
+  headDim: "head_dim",
+} as const;
 
 /** Teacher's block for each of the student's: evenly spaced, ends included. A single block is the first. */
 export function chosenLayers(teacher: number, student: number): number[] {
-  return Array.from({ length: student }, (_, i) => (student === 1 ? 0 : Math.round((i * (teacher - 1)) / (student - 1))));
+  return Array.from({ length: student }, (_, i) =>
+    student === 1 ? 0 : Math.round((i * (teacher - 1)) / (student - 1)),
+  );
 }
 
 /**
@@ -50,7 +59,8 @@ export function createStudent(teacher: CausalLM, options: CreateStudentOptions =
   for (const [option, key] of Object.entries(keys) as [keyof typeof keys, string][]) {
     const size = o[option];
     if (size === undefined) continue;
-    if (modelType === "qwen" && option === "kvHeads") throw new OptionsError('[createStudent] kvHeads: model_type "qwen" has a key/value head for each query head');
+    if (modelType === "qwen" && option === "kvHeads")
+      throw new OptionsError('[createStudent] kvHeads: model_type "qwen" has a key/value head for each query head');
     // Qwen 1 counts gate and up together, and names the head width otherwise.
     if (modelType === "qwen" && option === "headDim") config["kv_channels"] = size;
     else config[key] = modelType === "qwen" && option === "intermediateSize" ? 2 * size : size;
@@ -58,14 +68,27 @@ export function createStudent(teacher: CausalLM, options: CreateStudentOptions =
   Object.assign(config, o.config);
   const layers = Number(config["num_hidden_layers"]);
   const types = config["layer_types"];
-  if (Array.isArray(types) && types.length !== layers) config["layer_types"] = chosenLayers(types.length, layers).map((i) => types[i]);
+  if (Array.isArray(types) && types.length !== layers)
+    config["layer_types"] = chosenLayers(types.length, layers).map((i) => types[i]);
   const dtype = o.dtype ?? (teacher.dtype === "bf16" ? "bf16" : "f32");
   if (o.init === "random") return createModel(config, teacher.tokenizer, { seed: o.seed, dtype });
 
   // Weights are all overwritten: none need to be drawn.
   const student = createModel(config, teacher.tokenizer, { dtype, initStd: 0 });
   const [a, b] = [teacher.spec, student.spec];
-  const widths = ["vocabSize", "hiddenSize", "intermediateSize", "heads", "kvHeads", "headDim", "qkNorm", "qkvBias", "oBias", "mlpBias", "tieWordEmbeddings"] as const;
+  const widths = [
+    "vocabSize",
+    "hiddenSize",
+    "intermediateSize",
+    "heads",
+    "kvHeads",
+    "headDim",
+    "qkNorm",
+    "qkvBias",
+    "oBias",
+    "mlpBias",
+    "tieWordEmbeddings",
+  ] as const;
   const other = widths.find((key) => a[key] !== b[key]);
   if (other || b.layers > a.layers) {
     student.dispose();
@@ -85,13 +108,20 @@ function copyLayers(teacher: Decoder, student: Decoder): void {
     copy(student.embed.weight, teacher.embed.weight);
     copy(student.norm.weight, teacher.norm.weight);
     const chosen = chosenLayers(teacher.blocks.length, student.blocks.length);
-    const linears = [...student.blocks.flatMap((b, i) => b.linears().map((l, j) => [l, teacher.blocks[chosen[i]!]!.linears()[j]!] as const)), ...(student.head && teacher.head ? [[student.head, teacher.head] as const] : [])];
+    const linears = [
+      ...student.blocks.flatMap((b, i) =>
+        b.linears().map((l, j) => [l, teacher.blocks[chosen[i]!]!.linears()[j]!] as const),
+      ),
+      ...(student.head && teacher.head ? [[student.head, teacher.head] as const] : []),
+    ];
     for (const [to, from] of linears) {
       const { weight } = to.storage as { weight: Tensor };
       // Quantized teachers and ones with adapters give the weights that they compute with.
       scope(() => copy(weight, from.mergedWeight(weight.dtype)));
       if (to.bias && from.bias) copy(to.bias, from.bias);
     }
-    student.blocks.forEach((b, i) => b.norms().forEach((n, j) => copy(n.weight, teacher.blocks[chosen[i]!]!.norms()[j]!.weight)));
+    student.blocks.forEach((b, i) =>
+      b.norms().forEach((n, j) => copy(n.weight, teacher.blocks[chosen[i]!]!.norms()[j]!.weight)),
+    );
   });
 }

@@ -50,7 +50,9 @@ export function compare(results: Results, a: string, b: string): Comparison[] {
     if (rows.length === before) skipped.push(left.task);
   }
   if (rows.length === 0)
-    throw new OptionsError(`[compare] ${a} and ${b} have no task with the same items (${skipped.join(", ") || "none in common"})`);
+    throw new OptionsError(
+      `[compare] ${a} and ${b} have no task with the same items (${skipped.join(", ") || "none in common"})`,
+    );
   return rows;
 }
 

@@ -64,16 +64,23 @@ export async function loadCustomSet(
   for (const [key, value] of Object.entries(given))
     if (value !== undefined) (meta as Record<string, unknown>)[key] = value;
 
-  const answerColumn = meta.output_column === undefined ? ("answer" in first ? "answer" : undefined) : (meta.output_column ?? undefined);
+  const answerColumn =
+    meta.output_column === undefined ? ("answer" in first ? "answer" : undefined) : (meta.output_column ?? undefined);
   const columns = meta.input_columns ?? Object.keys(first).filter((column) => column !== answerColumn);
   const labels = meta.options ?? [];
   if (!meta.options)
-    for (let code = 65; code <= 90 && String.fromCharCode(code) in first; code++) labels.push(String.fromCharCode(code));
+    for (let code = 65; code <= 90 && String.fromCharCode(code) in first; code++)
+      labels.push(String.fromCharCode(code));
   for (const column of columns)
     if (!(column in first))
-      throw new FormatError(`[${where}] input_columns: expected one of ${Object.keys(first).join(", ")}, got "${column}"`, { column });
+      throw new FormatError(
+        `[${where}] input_columns: expected one of ${Object.keys(first).join(", ")}, got "${column}"`,
+        { column },
+      );
   if (answerColumn !== undefined && !(answerColumn in first))
-    throw new FormatError(`[${where}] expected a column "${answerColumn}" with the answers, got ${Object.keys(first).join(", ")}`);
+    throw new FormatError(
+      `[${where}] expected a column "${answerColumn}" with the answers, got ${Object.keys(first).join(", ")}`,
+    );
 
   let turns: CustomSet["turns"];
   if (meta.template !== undefined) {
@@ -122,7 +129,10 @@ async function readMeta(source: string | readonly Row[], metaFile: string | fals
     throw new UnsupportedError(`[${file}] data_type: circular evaluation is not offered; use "mcq"`, { file });
   for (const key of ["evaluator", "evaluator_kwargs"])
     if (typeof value === "object" && value !== null && key in value)
-      throw new UnsupportedError(`[${file}] ${key}: names Python code; write the task with defineTask instead`, { file, key });
+      throw new UnsupportedError(`[${file}] ${key}: names Python code; write the task with defineTask instead`, {
+        file,
+        key,
+      });
   const result = v.safeParse(metaSchema, value);
   if (result.success) return result.output;
   const text = result.issues.map((issue) => `${v.getDotPath(issue) ?? ""}: ${issue.message}`).join("; ");
@@ -142,8 +152,13 @@ export function setTurns(set: CustomSet, row: Row, labels: readonly string[]): T
   let human = set.humanPrompt;
   if (human === undefined) {
     if (!set.columns.includes("question"))
-      throw new FormatError(`[${set.source}] expected a column "question" or a human_prompt, got ${set.columns.join(", ")}`);
-    human = set.dataType === "mcq" ? ["Question: {question}", ...labels.map((label) => `${label}. {${label}}`)].join("\n") : "{question}";
+      throw new FormatError(
+        `[${set.source}] expected a column "question" or a human_prompt, got ${set.columns.join(", ")}`,
+      );
+    human =
+      set.dataType === "mcq"
+        ? ["Question: {question}", ...labels.map((label) => `${label}. {${label}}`)].join("\n")
+        : "{question}";
   }
   const answer = `{${set.answerColumn ?? "answer"}}`;
   const bot = set.answerPrompt ?? (set.dataType === "mcq" ? `Answer: ${answer}` : answer);

@@ -15,7 +15,8 @@ const sums = (count: number, name = "sums"): Task =>
     name,
     mode: "gen",
     config: { version: 1 },
-    items: () => Array.from({ length: count }, (_, i) => ({ id: String(i), question: `${i}+${i}=`, answer: String(2 * i) })),
+    items: () =>
+      Array.from({ length: count }, (_, i) => ({ id: String(i), question: `${i}+${i}=`, answer: String(2 * i) })),
     ask: async (item, { model, seed, signal }) =>
       (await generateText(model, item.question, { seed, ...(signal ? { signal } : {}) })).text,
     score: (item, prediction) => ({ accuracy: prediction === item.answer ? 1 : 0 }),
@@ -93,7 +94,13 @@ describe("evaluate", () => {
     });
     const progress: EvaluateProgress[] = [];
     await expect(
-      evaluate({ models: { m: first }, tasks: [sums(10)], workDir, signal: abort.signal, onProgress: (p) => progress.push(p) }),
+      evaluate({
+        models: { m: first },
+        tasks: [sums(10)],
+        workDir,
+        signal: abort.signal,
+        onProgress: (p) => progress.push(p),
+      }),
     ).rejects.toThrow("stop here");
     expect(first.asked.length).toBe(7);
     expect(progress.at(-1)).toEqual({ model: "m", task: "sums", done: 6, total: 10, resumed: 0, cell: 0, cells: 1 });
@@ -169,10 +176,17 @@ describe("evaluate", () => {
     });
     const results = await evaluate({ models: { flaky, broken }, tasks: [sums(1), sums(2, "two")] });
     expect(results[0]).toMatchObject({ model: "flaky", value: 1 });
-    expect(results[2]).toMatchObject({ model: "broken", task: "sums", metric: "-", value: "failed: [fake] cannot do this" });
+    expect(results[2]).toMatchObject({
+      model: "broken",
+      task: "sums",
+      metric: "-",
+      value: "failed: [fake] cannot do this",
+    });
     expect(results.cells[3]!.error).toEqual({ code: "UNSUPPORTED", message: "[fake] cannot do this" });
     expect(broken.asked.length).toBe(2);
-    await expect(evaluate({ models: { broken }, tasks: [sums(1)], onError: "throw" })).rejects.toThrow("cannot do this");
+    await expect(evaluate({ models: { broken }, tasks: [sums(1)], onError: "throw" })).rejects.toThrow(
+      "cannot do this",
+    );
   });
 
   it("refuses options that make no sense", async () => {

@@ -39,7 +39,9 @@ export const evaluateOptionsSchema = v.strictObject({
   ),
   /** Tasks; their names are the report's columns and must differ. */
   tasks: v.pipe(
-    v.array(v.custom<Task>((value) => hasFunctions(value, "items", "ask", "score"), "expected a task (see defineTask)")),
+    v.array(
+      v.custom<Task>((value) => hasFunctions(value, "items", "ask", "score"), "expected a task (see defineTask)"),
+    ),
     v.minLength(1, "expected at least one task"),
   ),
   /** Ask only the first n items of each task. Absent = all. */
@@ -60,7 +62,9 @@ export const evaluateOptionsSchema = v.strictObject({
   onError: v.optional(v.picklist(["record", "throw"]), "record"),
   /** Ends the run; answers already given stay in `workDir`. */
   signal: v.optional(v.instance(AbortSignal)),
-  onProgress: v.optional(v.custom<(progress: EvaluateProgress) => void>((value) => typeof value === "function", "expected a function")),
+  onProgress: v.optional(
+    v.custom<(progress: EvaluateProgress) => void>((value) => typeof value === "function", "expected a function"),
+  ),
 });
 
 export type EvaluateOptions = v.InferInput<typeof evaluateOptionsSchema>;
@@ -117,14 +121,17 @@ export async function evaluate(options: EvaluateOptions): Promise<Results> {
   const models = Object.entries(parsed.models);
   if (models.length === 0) throw new OptionsError("[evaluate] models: expected at least one");
   for (const name of Object.keys(parsed.fingerprints))
-    if (!(name in parsed.models)) throw new OptionsError(`[evaluate] fingerprints: no model is named "${name}"`, { name });
+    if (!(name in parsed.models))
+      throw new OptionsError(`[evaluate] fingerprints: no model is named "${name}"`, { name });
   if (parsed.workDir === undefined && (parsed.restart || Object.keys(parsed.fingerprints).length > 0))
     throw new OptionsError("[evaluate] restart and fingerprints need workDir");
   const names = new Set<string>();
   for (const task of parsed.tasks) {
     await task.load?.();
     if (names.has(task.name))
-      throw new OptionsError(`[evaluate] tasks: expected different names, got "${task.name}" twice`, { name: task.name });
+      throw new OptionsError(`[evaluate] tasks: expected different names, got "${task.name}" twice`, {
+        name: task.name,
+      });
     names.add(task.name);
   }
 
@@ -189,7 +196,12 @@ async function runCell(
 
   let log: PredictionLog | undefined;
   if (options.workDir !== undefined) {
-    const header: PredictionLogHeader = { model: cell.model, fingerprint: fingerprint!, task: task.name, hash: cell.hash };
+    const header: PredictionLogHeader = {
+      model: cell.model,
+      fingerprint: fingerprint!,
+      task: task.name,
+      hash: cell.hash,
+    };
     if (options.restart) await PredictionLog.remove(options.workDir, header);
     log = await PredictionLog.open(options.workDir, header);
   }

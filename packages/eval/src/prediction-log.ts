@@ -22,7 +22,12 @@ const VERSION = 1;
 
 /** Letters, digits, dot and hyphen stay; the hash keeps names apart that become equal. */
 function fileNamePart(text: string): string {
-  return text.replace(/[^\p{L}\p{N}._-]+/gu, "_").replace(/^\.+/, "_").slice(0, 80) || "_";
+  return (
+    text
+      .replace(/[^\p{L}\p{N}._-]+/gu, "_")
+      .replace(/^\.+/, "_")
+      .slice(0, 80) || "_"
+  );
 }
 
 /** `<workDir>/predictions/<model>-<fingerprint>/<task>-<hash>.jsonl` */
@@ -84,7 +89,11 @@ export class PredictionLog {
       try {
         await this.file.appendFile(line);
       } catch (error) {
-        throw new IoError(`[evaluate] expected to append to ${this.path}: ${(error as Error).message}`, { path: this.path }, error);
+        throw new IoError(
+          `[evaluate] expected to append to ${this.path}: ${(error as Error).message}`,
+          { path: this.path },
+          error,
+        );
       }
     };
     const done = this.tail.then(write);
@@ -103,7 +112,12 @@ export class PredictionLog {
   }
 }
 
-function readLines(path: string, text: string, header: PredictionLogHeader, stored: Map<string, StoredPrediction>): void {
+function readLines(
+  path: string,
+  text: string,
+  header: PredictionLogHeader,
+  stored: Map<string, StoredPrediction>,
+): void {
   const lines = text.split("\n");
   lines.pop();
   lines.forEach((line, i) => {
@@ -111,7 +125,11 @@ function readLines(path: string, text: string, header: PredictionLogHeader, stor
     try {
       value = JSON.parse(line) as Record<string, unknown>;
     } catch (error) {
-      throw new FormatError(`[evaluate] ${path}:${i + 1}: expected JSON; remove the file to ask again`, { file: path, line: i + 1 }, error);
+      throw new FormatError(
+        `[evaluate] ${path}:${i + 1}: expected JSON; remove the file to ask again`,
+        { file: path, line: i + 1 },
+        error,
+      );
     }
     if (i === 0) {
       const same =

@@ -76,7 +76,11 @@ export function renderPrompt(
     const system: ChatMessage[] = options.system === undefined ? [] : [{ role: "system", content: options.system }];
     return { messages: [...system, ...shots.flatMap((shot) => toMessages(shot, true)), ...toMessages(asked, false)] };
   }
-  const text = [...(options.system === undefined ? [] : [options.system]), ...shots.map(joinTurns), joinTurns(asked)].join("\n\n");
+  const text = [
+    ...(options.system === undefined ? [] : [options.system]),
+    ...shots.map(joinTurns),
+    joinTurns(asked),
+  ].join("\n\n");
   return options.keepTrailingSpace ? text : text.trimEnd();
 }
 
@@ -120,7 +124,9 @@ export function chooseExamples(pool: readonly Row[], own: Row, id: string, optio
     if (JSON.stringify(row) !== ownText) chosen.push(row);
   }
   if (chosen.length < options.count)
-    throw new OptionsError(`[fewShot] expected ${options.count} examples, got ${chosen.length}`, { count: options.count });
+    throw new OptionsError(`[fewShot] expected ${options.count} examples, got ${chosen.length}`, {
+      count: options.count,
+    });
   return chosen;
 }
 
@@ -132,7 +138,9 @@ export function chooseExamples(pool: readonly Row[], own: Row, id: string, optio
 export function parseTemplate(template: unknown, where: string): TemplateTurn[] {
   if (typeof template === "string") return [{ role: "user", text: template }];
   const fail = (got: string): never => {
-    throw new FormatError(`[${where}] template: expected a text or {round: [{role: "HUMAN"|"BOT"|"SYSTEM", prompt}]}, got ${got}`);
+    throw new FormatError(
+      `[${where}] template: expected a text or {round: [{role: "HUMAN"|"BOT"|"SYSTEM", prompt}]}, got ${got}`,
+    );
   };
   if (typeof template !== "object" || template === null) return fail(String(template));
   const { begin, round, ...rest } = template as { begin?: unknown; round?: unknown };

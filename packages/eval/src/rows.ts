@@ -46,7 +46,11 @@ function jsonLines(file: string, text: string): Row[] {
     try {
       value = JSON.parse(line);
     } catch (error) {
-      throw new FormatError(`[readRows] ${file}:${i + 1}: expected JSON: ${(error as Error).message}`, { file, line: i + 1 }, error);
+      throw new FormatError(
+        `[readRows] ${file}:${i + 1}: expected JSON: ${(error as Error).message}`,
+        { file, line: i + 1 },
+        error,
+      );
     }
     rows.push(checkRow(file, i + 1, value));
   });

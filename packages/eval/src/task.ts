@@ -109,13 +109,15 @@ export function defineTask<TItem extends TaskItem, TPrediction>(
   definition: Task<TItem, TPrediction>,
 ): Task<TItem, TPrediction> {
   const problems: string[] = [];
-  if (typeof definition.name !== "string" || definition.name.trim() === "") problems.push("name: expected a non-empty text");
+  if (typeof definition.name !== "string" || definition.name.trim() === "")
+    problems.push("name: expected a non-empty text");
   if (typeof definition.mode !== "string" || definition.mode === "") problems.push("mode: expected a non-empty text");
   for (const member of ["items", "ask", "score"] as const)
     if (typeof definition[member] !== "function") problems.push(`${member}: expected a function`);
   try {
     canonicalJson(definition.config);
-    if (typeof definition.config !== "object" || definition.config === null) problems.push("config: expected an object");
+    if (typeof definition.config !== "object" || definition.config === null)
+      problems.push("config: expected an object");
   } catch (error) {
     problems.push(`config: expected JSON, got ${(error as Error).message}`);
   }
@@ -130,7 +132,8 @@ export function canonicalJson(value: unknown): string {
     if (!Number.isFinite(value)) throw new TypeError(`${value}`);
     return JSON.stringify(value);
   }
-  if (Array.isArray(value)) return `[${value.map((entry) => canonicalJson(entry === undefined ? null : entry)).join(",")}]`;
+  if (Array.isArray(value))
+    return `[${value.map((entry) => canonicalJson(entry === undefined ? null : entry)).join(",")}]`;
   if (typeof value === "object" && !ArrayBuffer.isView(value)) {
     const entries = Object.entries(value).filter(([, entry]) => entry !== undefined);
     entries.sort(([left], [right]) => (left < right ? -1 : left > right ? 1 : 0));

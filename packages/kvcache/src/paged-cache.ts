@@ -42,7 +42,8 @@ export class PagedCache implements AttentionCache {
     this.blockSize = options.blockSize;
     this.dtype = options.dtype;
     const stored: DType = options.dtype === "int8" ? "i8" : options.dtype;
-    const make = (width: number, dtype: DType): Tensor => empty([options.blockCount, options.blockSize, spec.kvHeads, width], dtype, "kv").keep();
+    const make = (width: number, dtype: DType): Tensor =>
+      empty([options.blockCount, options.blockSize, spec.kvHeads, width], dtype, "kv").keep();
     for (let layer = 0; layer < spec.layers; layer++) {
       this.keys.push(make(spec.headDim, stored));
       this.values.push(make(spec.headDim, stored));
@@ -77,7 +78,8 @@ export class PagedCache implements AttentionCache {
   /** Copies whole blocks in all layers; call before the step that writes into the targets. */
   copyBlocks(copies: readonly BlockCopy[]): void {
     for (const { source, target } of copies) {
-      for (const t of [...this.keys, ...this.values, ...this.keyScales, ...this.valueScales]) native.copy(t.rows(target, target + 1), t.rows(source, source + 1));
+      for (const t of [...this.keys, ...this.values, ...this.keyScales, ...this.valueScales])
+        native.copy(t.rows(target, target + 1), t.rows(source, source + 1));
     }
   }
 

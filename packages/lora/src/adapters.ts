@@ -1,5 +1,15 @@
 /** The adapters that a model carries. r rank, C in features, N out features. */
-import { dropout, type LinearDelta, type LoraDelta, type NamedTensor, OptionsError, randomStep, type Tensor, trainingForward, UnsupportedError } from "@llm/core";
+import {
+  dropout,
+  type LinearDelta,
+  type LoraDelta,
+  type NamedTensor,
+  OptionsError,
+  randomStep,
+  type Tensor,
+  trainingForward,
+  UnsupportedError,
+} from "@llm/core";
 import type { CausalLM } from "@llm/models";
 import type { AdapterModule } from "./modules.js";
 
@@ -14,7 +24,8 @@ export interface AdapterDelta extends LoraDelta {
   module: string;
 }
 
-export const scaleOf = (alpha: number, rank: number, rsLora: boolean): number => alpha / (rsLora ? Math.sqrt(rank) : rank);
+export const scaleOf = (alpha: number, rank: number, rsLora: boolean): number =>
+  alpha / (rsLora ? Math.sqrt(rank) : rank);
 
 /** Streams of dropout start here, away from those of the initial values. */
 const dropoutSeed = 2 ** 40;
@@ -34,16 +45,29 @@ export interface DeltaInit {
 /** An adapter of one linear; parts of one module get the same dropout mask. */
 export function createDelta(init: DeltaInit): AdapterDelta {
   const { name, a, b, alpha, rsLora, dropoutRate, module, seed } = init;
-  const base = { kind: "lora" as const, name, a, b, scale: scaleOf(alpha, a.dim(0), rsLora), alpha, rsLora, dropoutRate, module: module.name };
+  const base = {
+    kind: "lora" as const,
+    name,
+    a,
+    b,
+    scale: scaleOf(alpha, a.dim(0), rsLora),
+    alpha,
+    rsLora,
+    dropoutRate,
+    module: module.name,
+  };
   if (dropoutRate === 0) return base;
-  if (module.index >= maxModules) throw new UnsupportedError(`[lora] dropout takes models of at most ${maxModules} linears`);
+  if (module.index >= maxModules)
+    throw new UnsupportedError(`[lora] dropout takes models of at most ${maxModules} linears`);
   return {
     ...base,
-    dropout: (x) => (trainingForward() ? dropout(x, dropoutRate, dropoutSeed + seed, randomStep() * maxModules + module.index) : x),
+    dropout: (x) =>
+      trainingForward() ? dropout(x, dropoutRate, dropoutSeed + seed, randomStep() * maxModules + module.index) : x,
   };
 }
 
-const isAdapter = (d: LinearDelta): d is AdapterDelta => d.kind === "lora" && typeof (d as AdapterDelta).module === "string";
+const isAdapter = (d: LinearDelta): d is AdapterDelta =>
+  d.kind === "lora" && typeof (d as AdapterDelta).module === "string";
 
 /** The deltas of a linear that this package made. */
 export const adapterDeltas = (deltas: readonly LinearDelta[]): AdapterDelta[] => deltas.filter(isAdapter);
@@ -58,7 +82,10 @@ export function checkNames(model: CausalLM, names: readonly string[], where: str
   const known = adapterNames(model);
   for (const name of names) {
     if (!known.includes(name)) {
-      throw new OptionsError(`[${where}] no adapter "${name}" in this model; it carries ${known.length > 0 ? known.map((n) => `"${n}"`).join(", ") : "none"}`, { name, known });
+      throw new OptionsError(
+        `[${where}] no adapter "${name}" in this model; it carries ${known.length > 0 ? known.map((n) => `"${n}"`).join(", ") : "none"}`,
+        { name, known },
+      );
     }
   }
 }
@@ -99,7 +126,9 @@ export function adapterParameters(model: CausalLM, names?: readonly string[]): N
 export function withAdapters(model: CausalLM, names: readonly string[]): CausalLM {
   checkNames(model, names, "withAdapters");
   return model.mapLinears((linear) =>
-    linear.deltas.length === 0 ? linear : linear.with({ deltas: linear.deltas.map((d) => ({ ...d, active: names.includes(d.name) })) }),
+    linear.deltas.length === 0
+      ? linear
+      : linear.with({ deltas: linear.deltas.map((d) => ({ ...d, active: names.includes(d.name) })) }),
   );
 }
 
@@ -110,7 +139,9 @@ export function withAdapters(model: CausalLM, names: readonly string[]): CausalL
  */
 export function withoutAdapters(model: CausalLM, names: readonly string[] = adapterNames(model)): CausalLM {
   checkNames(model, names, "withoutAdapters");
-  return model.mapLinears((linear) => (linear.deltas.length === 0 ? linear : linear.with({ deltas: linear.deltas.filter((d) => !names.includes(d.name)) })));
+  return model.mapLinears((linear) =>
+    linear.deltas.length === 0 ? linear : linear.with({ deltas: linear.deltas.filter((d) => !names.includes(d.name)) }),
+  );
 }
 
 /**
@@ -130,4 +161,7 @@ export function setTrainableAdapters(model: CausalLM, names: readonly string[]):
 }
 
 export const trainedHead = (where: string, name: string): UnsupportedError =>
-  new UnsupportedError(`[${where}] adapter "${name}" is on the output head, which cannot be trained: the fused losses give it no gradient. Leave the head out of the targets`, { name });
+  new UnsupportedError(
+    `[${where}] adapter "${name}" is on the output head, which cannot be trained: the fused losses give it no gradient. Leave the head out of the targets`,
+    { name },
+  );

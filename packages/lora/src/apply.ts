@@ -18,7 +18,9 @@ import { LoraOptions } from "./options.js";
 export function applyLora(model: CausalLM, options: LoraOptions = {}): CausalLM {
   const o = parseOptions(LoraOptions, options, "applyLora");
   if (adapterNames(model).includes(o.name)) {
-    throw new OptionsError(`[applyLora] the model carries an adapter "${o.name}" already; give another name`, { name: o.name });
+    throw new OptionsError(`[applyLora] the model carries an adapter "${o.name}" already; give another name`, {
+      name: o.name,
+    });
   }
   const rank = o.rank;
   const alpha = o.alpha ?? 2 * rank;
@@ -31,12 +33,21 @@ export function applyLora(model: CausalLM, options: LoraOptions = {}): CausalLM 
   noGrad(() => {
     for (const module of modules) {
       const bound = 1 / Math.sqrt(module.inFeatures);
-      const a = randomUniform([rank, module.inFeatures], { low: -bound, high: bound, seed: o.seed, stream: module.index, tag: "weights" }).keep();
+      const a = randomUniform([rank, module.inFeatures], {
+        low: -bound,
+        high: bound,
+        seed: o.seed,
+        stream: module.index,
+        tag: "weights",
+      }).keep();
       a.requiresGrad = true;
       for (const { linear } of module.parts) {
         const b = full([linear.outFeatures, rank], 0, "f32", "weights").keep();
         b.requiresGrad = true;
-        deltas.set(linear.name, createDelta({ name: o.name, a, b, alpha, rsLora: o.rsLora, dropoutRate: o.dropout, module, seed: o.seed }));
+        deltas.set(
+          linear.name,
+          createDelta({ name: o.name, a, b, alpha, rsLora: o.rsLora, dropoutRate: o.dropout, module, seed: o.seed }),
+        );
       }
     }
   });
@@ -60,11 +71,19 @@ function targetModules(model: CausalLM, targets: "all-linear" | readonly string[
   const patterns = regExp ? [regExp] : (targets as readonly string[]);
   const chosen = new Set<AdapterModule>();
   for (const pattern of patterns) {
-    const found = all.filter((m) => (typeof pattern === "string" ? endsWithName(m.name, pattern) : pattern.test(m.name)));
-    if (found.length === 0) throw new OptionsError(`[applyLora] targets: ${String(pattern)} matches no linear; there are ${kindsOf(all)}`, { target: String(pattern), linears: all.map((m) => m.name) });
+    const found = all.filter((m) =>
+      typeof pattern === "string" ? endsWithName(m.name, pattern) : pattern.test(m.name),
+    );
+    if (found.length === 0)
+      throw new OptionsError(`[applyLora] targets: ${String(pattern)} matches no linear; there are ${kindsOf(all)}`, {
+        target: String(pattern),
+        linears: all.map((m) => m.name),
+      });
     for (const m of found) chosen.add(m);
   }
-  const taken = new Set([...chosen].filter((m) => m.parts.length > 1).flatMap((m) => m.parts.map((p) => p.linear.name)));
+  const taken = new Set(
+    [...chosen].filter((m) => m.parts.length > 1).flatMap((m) => m.parts.map((p) => p.linear.name)),
+  );
   return all.filter((m) => chosen.has(m) && (m.parts.length > 1 || !taken.has(m.name)));
 }
 

@@ -1,6 +1,13 @@
 export { applyLora } from "./apply.js";
 export { LoadLoraOptions, LoraOptions, MergeLoraOptions, SaveLoraOptions } from "./options.js";
-export { type AdapterDelta, adapterNames, adapterParameters, setTrainableAdapters, withAdapters, withoutAdapters } from "./adapters.js";
+export {
+  type AdapterDelta,
+  adapterNames,
+  adapterParameters,
+  setTrainableAdapters,
+  withAdapters,
+  withoutAdapters,
+} from "./adapters.js";
 export { saveLora } from "./save.js";
 export { loadLora } from "./load.js";
 export { mergeLora } from "./merge.js";

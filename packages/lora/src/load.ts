@@ -49,7 +49,10 @@ interface PlannedModule {
  */
 export async function loadLora(model: CausalLM, folder: string, options: LoadLoraOptions = {}): Promise<CausalLM> {
   const o = parseOptions(LoadLoraOptions, options, "loadLora");
-  if (adapterNames(model).includes(o.name)) throw new OptionsError(`[loadLora] the model carries an adapter "${o.name}" already; give another name`, { name: o.name });
+  if (adapterNames(model).includes(o.name))
+    throw new OptionsError(`[loadLora] the model carries an adapter "${o.name}" already; give another name`, {
+      name: o.name,
+    });
   const handle = openSafetensors(join(folder, `${weightsName}.safetensors`));
   try {
     const config = readConfig(folder);
@@ -67,7 +70,19 @@ export async function loadLora(model: CausalLM, folder: string, options: LoadLor
         const wholeB = readF32(handle, b);
         for (const { linear, rows } of module.parts) {
           const partB = leaf(rows ? scope(() => native.gatherRows(wholeB, tensor(rows))) : wholeB);
-          deltas.set(linear.name, createDelta({ name: o.name, a: sharedA, b: partB, alpha, rsLora: config.use_rslora, dropoutRate: config.lora_dropout, module, seed: o.seed }));
+          deltas.set(
+            linear.name,
+            createDelta({
+              name: o.name,
+              a: sharedA,
+              b: partB,
+              alpha,
+              rsLora: config.use_rslora,
+              dropoutRate: config.lora_dropout,
+              module,
+              seed: o.seed,
+            }),
+          );
         }
         if (module.parts.some((p) => p.rows)) wholeB.dispose();
       }
@@ -84,10 +99,12 @@ function readConfig(folder: string): PeftConfig {
   try {
     json = JSON.parse(readFileSync(file, "utf8"));
   } catch (error) {
-    if (error instanceof SyntaxError) throw new FormatError(`[loadLora] ${file} is not valid JSON: ${error.message}`, { file }, error);
+    if (error instanceof SyntaxError)
+      throw new FormatError(`[loadLora] ${file} is not valid JSON: ${error.message}`, { file }, error);
     throw new IoError(`[loadLora] cannot read ${file}: ${(error as Error).message}`, { file }, error);
   }
-  if (typeof json !== "object" || json === null || Array.isArray(json)) throw new FormatError(`[loadLora] ${file}: expected an object`, { file });
+  if (typeof json !== "object" || json === null || Array.isArray(json))
+    throw new FormatError(`[loadLora] ${file}: expected an object`, { file });
   return parsePeftConfig(json as Record<string, unknown>, file);
 }
 
@@ -104,16 +121,28 @@ export function checkAdapterFolder(model: CausalLM, folder: string): void {
 /** Pairs the config's modules with the file's tensors, and finds every fault before anything is read. */
 function planModules(model: CausalLM, config: PeftConfig, handle: SafetensorsHandle, file: string): PlannedModule[] {
   const modules = configModules(adapterModules(model), config, file);
-  if (modules.length === 0) throw new FormatError(`[loadLora] ${file}: target_modules ${JSON.stringify(config.target_modules)} match no linear of this model`, { file });
+  if (modules.length === 0)
+    throw new FormatError(
+      `[loadLora] ${file}: target_modules ${JSON.stringify(config.target_modules)} match no linear of this model`,
+      { file },
+    );
   const used = new Set<string>();
   const planned = modules.map((module): PlannedModule => {
     const { rank, alpha } = moduleScale(config, module.name, file);
     const key = (side: "A" | "B", shape: readonly number[]): string => {
       const name = `${keyPrefix}${module.name}.lora_${side}.weight`;
       const entry = handle.tensors.get(name);
-      if (!entry) throw new FormatError(`[loadLora] ${handle.files[0]} lacks "${name}", which target_modules ask for${hint([...handle.tensors.keys()])}`, { name });
+      if (!entry)
+        throw new FormatError(
+          `[loadLora] ${handle.files[0]} lacks "${name}", which target_modules ask for${hint([...handle.tensors.keys()])}`,
+          { name },
+        );
       if (entry.shape.length !== 2 || entry.shape.some((n, i) => n !== shape[i])) {
-        throw new ShapeError(`[loadLora] "${name}" must be [${shape.join(", ")}], got [${entry.shape.join(", ")}]`, { name, expected: shape, got: entry.shape });
+        throw new ShapeError(`[loadLora] "${name}" must be [${shape.join(", ")}], got [${entry.shape.join(", ")}]`, {
+          name,
+          expected: shape,
+          got: entry.shape,
+        });
       }
       used.add(name);
       return name;
@@ -121,23 +150,36 @@ function planModules(model: CausalLM, config: PeftConfig, handle: SafetensorsHan
     return { module, alpha, a: key("A", [rank, module.inFeatures]), b: key("B", [module.outFeatures, rank]) };
   });
   const left = [...handle.tensors.keys()].filter((name) => !used.has(name));
-  const unsupported = left.filter((name) => /\.lora_embedding_[AB]|\.lora_magnitude_vector|\.modules_to_save\.|\.lora_[AB]\.bias$|\.token_adapter\./.test(name));
-  if (unsupported.length > 0) throw new UnsupportedError(`[loadLora] adapters of embeddings, DoRA magnitudes, biases and saved modules are not supported: ${some(unsupported)}`, { unsupported });
-  if (left.length > 0) throw new FormatError(`[loadLora] ${left.length} tensors of ${handle.files[0]} belong to no module that target_modules name: ${some(left)}${hint(left)}`, { left });
+  const unsupported = left.filter((name) =>
+    /\.lora_embedding_[AB]|\.lora_magnitude_vector|\.modules_to_save\.|\.lora_[AB]\.bias$|\.token_adapter\./.test(name),
+  );
+  if (unsupported.length > 0)
+    throw new UnsupportedError(
+      `[loadLora] adapters of embeddings, DoRA magnitudes, biases and saved modules are not supported: ${some(unsupported)}`,
+      { unsupported },
+    );
+  if (left.length > 0)
+    throw new FormatError(
+      `[loadLora] ${left.length} tensors of ${handle.files[0]} belong to no module that target_modules name: ${some(left)}${hint(left)}`,
+      { left },
+    );
   return planned;
 }
 
 const some = (names: readonly string[]): string => `${names.slice(0, 4).join(", ")}${names.length > 4 ? " …" : ""}`;
 
 const hint = (names: readonly string[]): string =>
-  names.length > 0 && names.every((n) => !n.startsWith(keyPrefix)) ? `; keys start with "${keyPrefix}", here with "${names[0]!.split(".").slice(0, 3).join(".")}"` : "";
+  names.length > 0 && names.every((n) => !n.startsWith(keyPrefix))
+    ? `; keys start with "${keyPrefix}", here with "${names[0]!.split(".").slice(0, 3).join(".")}"`
+    : "";
 
 const arrays = { f32: Float32Array, f16: Uint16Array, bf16: Uint16Array } as const;
 
 function readF32(handle: SafetensorsHandle, name: string): Tensor {
   const entry = handle.tensors.get(name)!;
   const dtype = safetensorsDType(entry);
-  if (dtype !== "f32" && dtype !== "f16" && dtype !== "bf16") throw new FormatError(`[loadLora] "${name}" must hold floats, got ${entry.dtype}`, { name });
+  if (dtype !== "f32" && dtype !== "f16" && dtype !== "bf16")
+    throw new FormatError(`[loadLora] "${name}" must hold floats, got ${entry.dtype}`, { name });
   const bytes = handle.read(name);
   const bits: TypedArray = new arrays[dtype](bytes.buffer, 0, bytes.byteLength / arrays[dtype].BYTES_PER_ELEMENT);
   if (dtype === "f32") return tensor(bits, entry.shape, "f32", "weights").keep();

@@ -1,4 +1,12 @@
-import { fuseLinears, type Linear, type LinearDelta, type LinearGroup, noGrad, parseOptions, UnsupportedError } from "@llm/core";
+import {
+  fuseLinears,
+  type Linear,
+  type LinearDelta,
+  type LinearGroup,
+  noGrad,
+  parseOptions,
+  UnsupportedError,
+} from "@llm/core";
 import { Block, type CausalLM, Decoder } from "@llm/models";
 import { checkNames } from "./adapters.js";
 import { MergeLoraOptions } from "./options.js";
@@ -15,7 +23,8 @@ import { MergeLoraOptions } from "./options.js";
 export function mergeLora(model: CausalLM, options: MergeLoraOptions = {}): CausalLM {
   const o = parseOptions(MergeLoraOptions, options, "mergeLora");
   if (o.adapters) checkNames(model, o.adapters, "mergeLora");
-  const chosen = (l: Linear): LinearDelta[] => l.deltas.filter((d) => (o.adapters ? o.adapters.includes(d.name) : d.active !== false));
+  const chosen = (l: Linear): LinearDelta[] =>
+    l.deltas.filter((d) => (o.adapters ? o.adapters.includes(d.name) : d.active !== false));
   const dequantize = o.base === "dequantized";
   const quantized = model.decoder.linears().filter((l) => l.storage.kind !== "dense");
   const obstacle = quantized.find((l) => chosen(l).length > 0);
@@ -46,7 +55,16 @@ export function mergeLora(model: CausalLM, options: MergeLoraOptions = {}): Caus
     () =>
       new Decoder(decoder.spec, {
         embed: decoder.embed,
-        blocks: decoder.blocks.map((b) => new Block(decoder.spec, b.index, { ...b.parts(), qkv: group(b.qkv), o: change(b.o), gateUp: group(b.gateUp), down: change(b.down) })),
+        blocks: decoder.blocks.map(
+          (b) =>
+            new Block(decoder.spec, b.index, {
+              ...b.parts(),
+              qkv: group(b.qkv),
+              o: change(b.o),
+              gateUp: group(b.gateUp),
+              down: change(b.down),
+            }),
+        ),
         norm: decoder.norm,
         head: decoder.head ? change(decoder.head) : null,
       }),

@@ -41,7 +41,14 @@ export function adapterModules(model: CausalLM): AdapterModule[] {
       const parts = f.parts.map((p) => ({ linear: byName.get(p.linear)!, rows: p.rows }));
       for (const p of f.parts) inFused.add(p.linear);
       const outFeatures = parts.reduce((n, p) => n + p.rows.length, 0);
-      modules.push({ name: f.name, parts, outFeatures, inFeatures: parts[0]!.linear.inFeatures, head: false, index: modules.length });
+      modules.push({
+        name: f.name,
+        parts,
+        outFeatures,
+        inFeatures: parts[0]!.linear.inFeatures,
+        head: false,
+        index: modules.length,
+      });
     }
     for (const linear of linears) if (!inFused.has(linear.name)) single(linear, false);
   }

@@ -17,7 +17,11 @@ export const LoraOptions = v.strictObject({
    * part; the parts are also q_proj, k_proj and v_proj. @default "all-linear"
    */
   targets: v.optional(
-    v.union([v.literal("all-linear"), v.pipe(v.array(v.pipe(v.string(), v.minLength(1))), v.minLength(1)), v.instance(RegExp)]),
+    v.union([
+      v.literal("all-linear"),
+      v.pipe(v.array(v.pipe(v.string(), v.minLength(1))), v.minLength(1)),
+      v.instance(RegExp),
+    ]),
     "all-linear",
   ),
   /** Scale by alpha / √rank instead of alpha / rank. @default false */

@@ -27,15 +27,28 @@ export type PeftConfig = v.InferOutput<typeof PeftConfig>;
 
 /** Keys that say nothing about the output. */
 const harmless = new Set([
-  "auto_mapping", "base_model_name_or_path", "eva_config", "inference_mode", "loftq_config", "megatron_core", "peft_version", "qalora_group_size",
-  "revision", "runtime_config", "ensure_weight_tying",
+  "auto_mapping",
+  "base_model_name_or_path",
+  "eva_config",
+  "inference_mode",
+  "loftq_config",
+  "megatron_core",
+  "peft_version",
+  "qalora_group_size",
+  "revision",
+  "runtime_config",
+  "ensure_weight_tying",
 ]);
 
 /** Initializations that leave the base weights as they are. */
 const plainInit = new Set<unknown>([undefined, null, true, false, "gaussian", "eva", "orthogonal", "mica"]);
 
 const isEmpty = (value: unknown): boolean =>
-  value === null || value === undefined || value === false || value === "" || (typeof value === "object" && Object.keys(value as object).length === 0);
+  value === null ||
+  value === undefined ||
+  value === false ||
+  value === "" ||
+  (typeof value === "object" && Object.keys(value as object).length === 0);
 
 /**
  * Checks adapter_config.json.
@@ -44,14 +57,20 @@ const isEmpty = (value: unknown): boolean =>
  */
 export function parsePeftConfig(json: Record<string, unknown>, file: string): PeftConfig {
   const peftType = json["peft_type"];
-  if (typeof peftType === "string" && peftType !== "LORA") throw new UnsupportedError(`[loadLora] ${file}: peft_type "${peftType}" is not supported, "LORA" is`, { file });
+  if (typeof peftType === "string" && peftType !== "LORA")
+    throw new UnsupportedError(`[loadLora] ${file}: peft_type "${peftType}" is not supported, "LORA" is`, { file });
   const result = v.safeParse(PeftConfig, json);
   if (!result.success) {
     const issue = result.issues[0];
-    throw new FormatError(`[loadLora] ${file}: ${v.getDotPath(issue) ?? "config"}: ${issue.message}`, { file, issues: result.issues.map((i) => i.message) });
+    throw new FormatError(`[loadLora] ${file}: ${v.getDotPath(issue) ?? "config"}: ${issue.message}`, {
+      file,
+      issues: result.issues.map((i) => i.message),
+    });
   }
   const config = result.output;
-  const unsupported = Object.keys(json).filter((key) => !(key in PeftConfig.entries) && !harmless.has(key) && !isEmpty(json[key]));
+  const unsupported = Object.keys(json).filter(
+    (key) => !(key in PeftConfig.entries) && !harmless.has(key) && !isEmpty(json[key]),
+  );
   if (config.bias && config.bias !== "none") unsupported.push("bias");
   if (!plainInit.has(config.init_lora_weights)) unsupported.push("init_lora_weights");
   if (unsupported.length > 0) {
@@ -67,7 +86,11 @@ function pattern(source: string, file: string, key: string): RegExp {
   try {
     return new RegExp(source);
   } catch (error) {
-    throw new UnsupportedError(`[loadLora] ${file}: ${key}: ${JSON.stringify(source)} is not a regular expression that JavaScript reads too`, { file }, error);
+    throw new UnsupportedError(
+      `[loadLora] ${file}: ${key}: ${JSON.stringify(source)} is not a regular expression that JavaScript reads too`,
+      { file },
+      error,
+    );
   }
 }
 
@@ -83,7 +106,9 @@ export function configModules(modules: readonly AdapterModule[], config: PeftCon
   const excluded = exclude && exclude.length > 0 ? matches(exclude, "exclude_modules") : () => false;
   const wanted = layers === null || layers === undefined ? [] : [layers].flat();
   const prefixes = layers_pattern && layers_pattern.length > 0 ? [layers_pattern].flat() : undefined;
-  const layerPatterns = prefixes ? prefixes.map((p) => pattern(`^(?:.*?\\.)?(?:${p})\\.(\\d+)\\.`, file, "layers_pattern")) : [/^.*?\.[^.]*\.(\d+)\./];
+  const layerPatterns = prefixes
+    ? prefixes.map((p) => pattern(`^(?:.*?\\.)?(?:${p})\\.(\\d+)\\.`, file, "layers_pattern"))
+    : [/^.*?\.[^.]*\.(\d+)\./];
   const inLayers = (name: string): boolean => {
     if (wanted.length === 0) return true;
     const match = layerPatterns.map((p) => p.exec(name)).find(Boolean);
@@ -96,7 +121,10 @@ export function configModules(modules: readonly AdapterModule[], config: PeftCon
 export function moduleScale(config: PeftConfig, name: string, file: string): { rank: number; alpha: number } {
   const find = (patterns: Record<string, number> | null | undefined, key: string): number | undefined =>
     Object.entries(patterns ?? {}).find(([p]) => pattern(`^(?:.*\\.)?(?:${p})$`, file, key).test(name))?.[1];
-  return { rank: find(config.rank_pattern, "rank_pattern") ?? config.r, alpha: find(config.alpha_pattern, "alpha_pattern") ?? config.lora_alpha };
+  return {
+    rank: find(config.rank_pattern, "rank_pattern") ?? config.r,
+    alpha: find(config.alpha_pattern, "alpha_pattern") ?? config.lora_alpha,
+  };
 }
 
 /** What adapter_config.json says of one module. */
@@ -124,7 +152,11 @@ export function writePeftConfig(
   const last = (name: string): string => name.slice(name.lastIndexOf(".") + 1);
   const adapted = new Set(saved.map((m) => m.name));
   const all = adapterModules(model).map((m) => m.name);
-  const targets = new Set(saved.map(({ name }) => (all.every((other) => last(other) !== last(name) || adapted.has(other)) ? last(name) : name)));
+  const targets = new Set(
+    saved.map(({ name }) =>
+      all.every((other) => last(other) !== last(name) || adapted.has(other)) ? last(name) : name,
+    ),
+  );
   const rank = commonest(saved.map((m) => m.rank));
   const alpha = commonest(saved.map((m) => m.alpha));
   const patternOf = (value: (m: SavedModule) => number, usual: number): Record<string, number> =>

@@ -1,6 +1,14 @@
 import { mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { IoError, type Linear, OptionsError, parseOptions, type SafetensorsSource, type Tensor, writeSafetensors } from "@llm/core";
+import {
+  IoError,
+  type Linear,
+  OptionsError,
+  parseOptions,
+  type SafetensorsSource,
+  type Tensor,
+  writeSafetensors,
+} from "@llm/core";
 import type { CausalLM } from "@llm/models";
 import { type AdapterDelta, adapterDeltas, adapterNames, checkNames, scaleOf } from "./adapters.js";
 import { checkAdapterFolder, configFile, keyPrefix, weightsName } from "./load.js";
@@ -33,7 +41,11 @@ export async function saveLora(model: CausalLM, folder: string, options: SaveLor
   const names = adapterNames(model);
   const name = o.adapter ?? names[0];
   if (name === undefined) throw new OptionsError("[saveLora] the model carries no adapter; applyLora makes one");
-  if (o.adapter === undefined && names.length > 1) throw new OptionsError(`[saveLora] the model carries ${names.map((n) => `"${n}"`).join(", ")}; say which: { adapter: "${name}" }`, { names });
+  if (o.adapter === undefined && names.length > 1)
+    throw new OptionsError(
+      `[saveLora] the model carries ${names.map((n) => `"${n}"`).join(", ")}; say which: { adapter: "${name}" }`,
+      { names },
+    );
   checkNames(model, [name], "saveLora");
 
   const modules = adapterModules(model)
@@ -47,7 +59,11 @@ export async function saveLora(model: CausalLM, folder: string, options: SaveLor
   try {
     await mkdir(folder, { recursive: true });
     await writeFile(temporary, `${JSON.stringify(config, null, 2)}\n`);
-    await writeSafetensors(folder, modules.flatMap(sources), { baseName: weightsName, maxShardBytes: Number.MAX_SAFE_INTEGER, metadata: { format: "pt" } });
+    await writeSafetensors(folder, modules.flatMap(sources), {
+      baseName: weightsName,
+      maxShardBytes: Number.MAX_SAFE_INTEGER,
+      metadata: { format: "pt" },
+    });
     await rename(temporary, path);
   } catch (error) {
     await rm(temporary, { force: true });
@@ -75,7 +91,15 @@ function sources(m: JoinedModule): SafetensorsSource[] {
 function deltaOf(linear: Linear, name: string): AdapterDelta | undefined {
   const delta = linear.deltas.find((d) => d.name === name);
   if (!delta) return undefined;
-  return adapterDeltas([delta])[0] ?? { ...delta, alpha: delta.scale * delta.a.dim(0), rsLora: false, dropoutRate: 0, module: linear.name };
+  return (
+    adapterDeltas([delta])[0] ?? {
+      ...delta,
+      alpha: delta.scale * delta.a.dim(0),
+      rsLora: false,
+      dropoutRate: 0,
+      module: linear.name,
+    }
+  );
 }
 
 const floats = async (t: Tensor): Promise<Float32Array> => (await t.data()) as Float32Array;
@@ -88,10 +112,18 @@ function joinModule(module: AdapterModule, name: string): JoinedModule | undefin
   });
   const first = parts[0]?.delta;
   if (!first) return undefined;
-  const common = { name: module.name, rsLora: first.rsLora, dropout: first.dropoutRate, outFeatures: module.outFeatures, inFeatures: module.inFeatures };
-  if (module.parts.length === 1) return { ...common, rank: first.a.dim(0), alpha: first.alpha, a: () => floats(first.a), b: () => floats(first.b) };
+  const common = {
+    name: module.name,
+    rsLora: first.rsLora,
+    dropout: first.dropoutRate,
+    outFeatures: module.outFeatures,
+    inFeatures: module.inFeatures,
+  };
+  if (module.parts.length === 1)
+    return { ...common, rank: first.a.dim(0), alpha: first.alpha, a: () => floats(first.a), b: () => floats(first.b) };
 
-  const shared = parts.length === module.parts.length && parts.every((p) => p.delta.a === first.a && p.delta.alpha === first.alpha);
+  const shared =
+    parts.length === module.parts.length && parts.every((p) => p.delta.a === first.a && p.delta.alpha === first.alpha);
   const rank = shared ? first.a.dim(0) : parts.reduce((n, p) => n + p.delta.a.dim(0), 0);
   return {
     ...common,

@@ -12,14 +12,20 @@ export const fixtures = fileURLToPath(new URL("./fixtures/", import.meta.url));
 export const scratchFolder = (): string => mkdtempSync(join(tmpdir(), "lora-"));
 
 const config = (name: string): Record<string, unknown> =>
-  (JSON.parse(readFileSync(`${modelFixtures}logits.json`, "utf8")) as { weights: string; config: Record<string, unknown> }[]).find((c) => c.weights === name)!.config;
+  (
+    JSON.parse(readFileSync(`${modelFixtures}logits.json`, "utf8")) as {
+      weights: string;
+      config: Record<string, unknown>;
+    }[]
+  ).find((c) => c.weights === name)!.config;
 
 /** A model of the oracle's weights, with the config of their first case. */
 export async function oracleModel(name: string, options: Parameters<typeof loadModel>[1] = {}): Promise<CausalLM> {
   const folder = scratchFolder();
   writeFileSync(join(folder, "config.json"), JSON.stringify(config(name)));
   copyFileSync(`${modelFixtures}tokenizer.json`, join(folder, "tokenizer.json"));
-  for (const file of readdirSync(`${modelFixtures}weights/${name}`)) copyFileSync(`${modelFixtures}weights/${name}/${file}`, join(folder, file));
+  for (const file of readdirSync(`${modelFixtures}weights/${name}`))
+    copyFileSync(`${modelFixtures}weights/${name}/${file}`, join(folder, file));
   return loadModel(folder, options);
 }
 

@@ -28,7 +28,10 @@ export class ContiguousCache implements AttentionCache {
     this.endStep();
     const slots: number[] = [];
     rows.forEach((row, i) => {
-      if (lengths[i]! + counts[i]! > this.capacity) throw new ShapeError(`[ContiguousCache] sequence ${row} needs ${lengths[i]! + counts[i]!} tokens, capacity is ${this.capacity}`);
+      if (lengths[i]! + counts[i]! > this.capacity)
+        throw new ShapeError(
+          `[ContiguousCache] sequence ${row} needs ${lengths[i]! + counts[i]!} tokens, capacity is ${this.capacity}`,
+        );
       for (let t = 0; t < counts[i]!; t++) slots.push(row * this.capacity + lengths[i]! + t);
     });
     this.step = {
@@ -45,7 +48,18 @@ export class ContiguousCache implements AttentionCache {
 
   attend(layer: number, q_THD: Tensor, meta: AttentionMeta): Tensor {
     const { blockTable_B1, kvLengths_B } = this.step!;
-    return native.pagedAttention(q_THD, this.keys[layer]!, this.values[layer]!, null, null, blockTable_B1, meta.cuSeqlens_B1, kvLengths_B, meta.scale, meta.window);
+    return native.pagedAttention(
+      q_THD,
+      this.keys[layer]!,
+      this.values[layer]!,
+      null,
+      null,
+      blockTable_B1,
+      meta.cuSeqlens_B1,
+      kvLengths_B,
+      meta.scale,
+      meta.window,
+    );
   }
 
   private endStep(): void {

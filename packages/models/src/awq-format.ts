@@ -38,7 +38,10 @@ export function awqObstacle(outFeatures: number, inFeatures: number, group: numb
 export function parseAwqConfig(config: Record<string, unknown>): AwqConfig {
   const q = config["quantization_config"] as Record<string, unknown>;
   const fail = (key: string, expected: string): never => {
-    throw new FormatError(`[config.json] quantization_config.${key} must be ${expected}, got ${JSON.stringify(q[key])}`, { key });
+    throw new FormatError(
+      `[config.json] quantization_config.${key} must be ${expected}, got ${JSON.stringify(q[key])}`,
+      { key },
+    );
   };
   if (q["quant_method"] !== "awq") fail("quant_method", '"awq"');
   const version = String(q["version"] ?? "gemm").toLowerCase();
@@ -48,11 +51,22 @@ export function parseAwqConfig(config: Record<string, unknown>): AwqConfig {
   const group = q["group_size"] ?? q["q_group_size"];
   if (typeof group !== "number" || group < 1) fail("group_size", "a positive number");
   if (q["zero_point"] === false) fail("zero_point", "true (symmetric weights are stored with zeros of 8)");
-  return { bits: 4, group: group as number, notConverted: (q["modules_to_not_convert"] as string[] | null | undefined) ?? [] };
+  return {
+    bits: 4,
+    group: group as number,
+    notConverted: (q["modules_to_not_convert"] as string[] | null | undefined) ?? [],
+  };
 }
 
 /** Reads one linear's file tensors. */
-export function unpackAwq(qweight: Int32Array, qzeros: Int32Array, scales_GN: Float32Array, inFeatures: number, outFeatures: number, group: number): CanonicalW4 {
+export function unpackAwq(
+  qweight: Int32Array,
+  qzeros: Int32Array,
+  scales_GN: Float32Array,
+  inFeatures: number,
+  outFeatures: number,
+  group: number,
+): CanonicalW4 {
   const groups = inFeatures / group;
   const words = outFeatures / 8;
   const q = new Uint8Array((outFeatures * inFeatures) / 2);
@@ -79,7 +93,12 @@ export function unpackAwq(qweight: Int32Array, qzeros: Int32Array, scales_GN: Fl
 export function packAwq(w: CanonicalW4): { qweight: Int32Array; qzeros: Int32Array; scales_GN: Float32Array } {
   const { outFeatures, inFeatures, group } = w;
   const obstacle = awqObstacle(outFeatures, inFeatures, group);
-  if (obstacle) throw new FormatError(`[packAwq] the AWQ gemm layout cannot hold this linear: ${obstacle}`, { outFeatures, inFeatures, group });
+  if (obstacle)
+    throw new FormatError(`[packAwq] the AWQ gemm layout cannot hold this linear: ${obstacle}`, {
+      outFeatures,
+      inFeatures,
+      group,
+    });
   const groups = inFeatures / group;
   const words = outFeatures / 8;
   const qweight = new Int32Array(inFeatures * words);
@@ -89,7 +108,8 @@ export function packAwq(w: CanonicalW4): { qweight: Int32Array; qzeros: Int32Arr
     const shift = (k & 1) * 4;
     for (let c = 0; c < words; c++) {
       let word = 0;
-      for (let i = 0; i < 8; i++) word |= ((w.q[((8 * c + order[i]!) * inFeatures + k) >> 1]! >> shift) & 15) << (4 * i);
+      for (let i = 0; i < 8; i++)
+        word |= ((w.q[((8 * c + order[i]!) * inFeatures + k) >> 1]! >> shift) & 15) << (4 * i);
       qweight[k * words + c] = word;
     }
   }

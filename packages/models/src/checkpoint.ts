@@ -1,5 +1,20 @@
 /** A Decoder → the tensors of a Hugging Face folder: dense, or AutoAWQ "gemm" where linears are W4. N out, K in features. */
-import { type DType, dtypeBytes, dtypes, type Linear, native, noGrad, OptionsError, type SafetensorsSource, scope, type Tensor, tensor, toSafetensorsDType, UnsupportedError, type W4Storage } from "@llm/core";
+import {
+  type DType,
+  dtypeBytes,
+  dtypes,
+  type Linear,
+  native,
+  noGrad,
+  OptionsError,
+  type SafetensorsSource,
+  scope,
+  type Tensor,
+  tensor,
+  toSafetensorsDType,
+  UnsupportedError,
+  type W4Storage,
+} from "@llm/core";
 import type { FusedRows, ModelDefinition } from "./arch/spec.js";
 import { awqObstacle, type CanonicalW4, packAwq, selectW4Rows } from "./awq-format.js";
 import type { Block, Decoder } from "./decoder.js";
@@ -65,16 +80,23 @@ function fusedOrder(f: FusedRows): Int32Array {
 }
 
 /** Stacks the members of a fused tensor in the checkpoint's row order. */
-const joinRows = (f: FusedRows, members: readonly Tensor[]): Tensor => native.gatherRows(native.concatRows(members), tensor(fusedOrder(f)));
+const joinRows = (f: FusedRows, members: readonly Tensor[]): Tensor =>
+  native.gatherRows(native.concatRows(members), tensor(fusedOrder(f)));
 
 /** @throws {UnsupportedError} adapters that are not to be merged, or cannot be */
 function checkAdapters(l: Linear, merge: boolean): void {
   if (l.deltas.length === 0) return;
   if (!merge) {
-    throw new UnsupportedError(`[saveModel] ${l.name} carries an adapter: merge it (mergeLora, or the option adapters: "merge") or save the adapter alone (saveLora)`, { name: l.name });
+    throw new UnsupportedError(
+      `[saveModel] ${l.name} carries an adapter: merge it (mergeLora, or the option adapters: "merge") or save the adapter alone (saveLora)`,
+      { name: l.name },
+    );
   }
   if (l.storage.kind !== "dense" && l.deltas.some((d) => d.active !== false)) {
-    throw new UnsupportedError(`[saveModel] ${l.name} is stored as ${l.storage.kind}: merge its adapter with mergeLora(model, { base: "dequantized" }) first`, { name: l.name });
+    throw new UnsupportedError(
+      `[saveModel] ${l.name} is stored as ${l.storage.kind}: merge its adapter with mergeLora(model, { base: "dequantized" }) first`,
+      { name: l.name },
+    );
   }
 }
 
@@ -88,7 +110,10 @@ interface Unit {
 function units(block: Block, fused: readonly FusedRows[]): Unit[] {
   const unit = (linears: readonly Linear[]): Unit => {
     const whole = fused.find((f) => f.parts.some((p) => linears.some((l) => l.name === p.linear)));
-    return { linears: whole ? whole.parts.map((p) => linears.find((l) => l.name === p.linear)!) : linears, fused: whole };
+    return {
+      linears: whole ? whole.parts.map((p) => linears.find((l) => l.name === p.linear)!) : linears,
+      fused: whole,
+    };
   };
   return [unit(block.qkv.linears), unit([block.o]), unit(block.gateUp.linears), unit([block.down])];
 }
@@ -105,12 +130,21 @@ function unitObstacles(unit: Unit, group: number): (string | undefined)[] | unde
   });
   const first = own.findIndex((o) => o !== undefined);
   if (first < 0) return undefined;
-  return own.map((o) => o ?? `it is read as one with ${unit.linears[first]!.name}, which must stay dense: ${own[first]!}`);
+  return own.map(
+    (o) => o ?? `it is read as one with ${unit.linears[first]!.name}, which must stay dense: ${own[first]!}`,
+  );
 }
 
 function canonical(l: Linear): CanonicalW4 {
   const s = l.storage as W4Storage;
-  return { outFeatures: l.outFeatures, inFeatures: l.inFeatures, group: s.group, q: s.q.bitsSync() as Uint8Array, scales: s.scales.bitsSync() as Float32Array, zeros: s.zeros.bitsSync() as Uint8Array };
+  return {
+    outFeatures: l.outFeatures,
+    inFeatures: l.inFeatures,
+    group: s.group,
+    q: s.q.bitsSync() as Uint8Array,
+    scales: s.scales.bitsSync() as Float32Array,
+    zeros: s.zeros.bitsSync() as Uint8Array,
+  };
 }
 
 function stack(parts: readonly CanonicalW4[]): CanonicalW4 {
@@ -124,7 +158,8 @@ function stack(parts: readonly CanonicalW4[]): CanonicalW4 {
     }
     return out;
   };
-  const length = (pick: (w: CanonicalW4) => { length: number }): number => parts.reduce((n, p) => n + pick(p).length, 0);
+  const length = (pick: (w: CanonicalW4) => { length: number }): number =>
+    parts.reduce((n, p) => n + pick(p).length, 0);
   return {
     ...first,
     outFeatures: parts.reduce((n, p) => n + p.outFeatures, 0),
@@ -135,7 +170,13 @@ function stack(parts: readonly CanonicalW4[]): CanonicalW4 {
 }
 
 /** qweight, qzeros and scales of one tensor; packed when the first is asked for, let go after the last. */
-function* awqSources(name: string, outFeatures: number, inFeatures: number, group: number, read: () => CanonicalW4): Generator<SafetensorsSource> {
+function* awqSources(
+  name: string,
+  outFeatures: number,
+  inFeatures: number,
+  group: number,
+  read: () => CanonicalW4,
+): Generator<SafetensorsSource> {
   const groups = inFeatures / group;
   let packed: ReturnType<typeof packAwq> | undefined;
   const part = <K extends keyof ReturnType<typeof packAwq>>(key: K, last: boolean): ReturnType<typeof packAwq>[K] => {
@@ -144,9 +185,15 @@ function* awqSources(name: string, outFeatures: number, inFeatures: number, grou
     if (last) packed = undefined;
     return value;
   };
-  yield lazy(`${name}.qweight`, "i32", [inFeatures, outFeatures / 8], () => tensor(part("qweight", false), [inFeatures, outFeatures / 8]));
-  yield lazy(`${name}.qzeros`, "i32", [groups, outFeatures / 8], () => tensor(part("qzeros", false), [groups, outFeatures / 8]));
-  yield lazy(`${name}.scales`, "f16", [groups, outFeatures], () => tensor(part("scales_GN", true), [groups, outFeatures]));
+  yield lazy(`${name}.qweight`, "i32", [inFeatures, outFeatures / 8], () =>
+    tensor(part("qweight", false), [inFeatures, outFeatures / 8]),
+  );
+  yield lazy(`${name}.qzeros`, "i32", [groups, outFeatures / 8], () =>
+    tensor(part("qzeros", false), [groups, outFeatures / 8]),
+  );
+  yield lazy(`${name}.scales`, "f16", [groups, outFeatures], () =>
+    tensor(part("scales_GN", true), [groups, outFeatures]),
+  );
 }
 
 /**
@@ -155,10 +202,17 @@ function* awqSources(name: string, outFeatures: number, inFeatures: number, grou
  * @throws {UnsupportedError} a storage that no checkpoint format here holds (nf4; q8 without W4), or an adapter that is not to be merged
  * @throws {OptionsError} another dtype than f16 for an AWQ folder
  */
-export function planCheckpoint(decoder: Decoder, definition: ModelDefinition, options: CheckpointOptions = {}): CheckpointPlan {
+export function planCheckpoint(
+  decoder: Decoder,
+  definition: ModelDefinition,
+  options: CheckpointOptions = {},
+): CheckpointPlan {
   const merge = options.merge ?? false;
   const { spec } = decoder;
-  const group = decoder.blocks.flatMap((b) => b.linears()).map((l) => (l.storage.kind === "w4" ? l.storage.group : undefined)).find((g) => g !== undefined);
+  const group = decoder.blocks
+    .flatMap((b) => b.linears())
+    .map((l) => (l.storage.kind === "w4" ? l.storage.group : undefined))
+    .find((g) => g !== undefined);
   if (group !== undefined && options.dtype !== undefined && options.dtype !== "f16") {
     throw new OptionsError(`[saveModel] dtype: an AWQ folder is f16, got "${options.dtype}"; leave it out`);
   }
@@ -167,14 +221,19 @@ export function planCheckpoint(decoder: Decoder, definition: ModelDefinition, op
   const denseInFile: DenseInFile[] = [];
   const notConverted: string[] = [];
 
-  const plain = (name: string, t: Tensor): number => sources.push(lazy(name, dtype ?? t.dtype, t.shape, () => t.detach()));
-  const weightDtype = (l: Linear): DType => dtype ?? (l.storage.kind === "dense" ? l.storage.weight.dtype : decoder.embed.weight.dtype);
+  const plain = (name: string, t: Tensor): number =>
+    sources.push(lazy(name, dtype ?? t.dtype, t.shape, () => t.detach()));
+  const weightDtype = (l: Linear): DType =>
+    dtype ?? (l.storage.kind === "dense" ? l.storage.weight.dtype : decoder.embed.weight.dtype);
   /** Checks that a linear can be written dense, and notes it when that changes its form. */
   const dense = (l: Linear, reason: string | undefined): void => {
     checkAdapters(l, merge);
     const { kind } = l.storage;
     const known = kind === "dense" || (group !== undefined && (kind === "w4" || kind === "q8"));
-    if (!known) throw new UnsupportedError(`[saveModel] ${l.name} is stored as ${kind}; dense and w4 (AWQ) can be saved`, { name: l.name });
+    if (!known)
+      throw new UnsupportedError(`[saveModel] ${l.name} is stored as ${kind}; dense and w4 (AWQ) can be saved`, {
+        name: l.name,
+      });
     if (kind !== "dense") denseInFile.push({ name: l.name, reason: reason ?? `it is stored as ${kind}` });
     if (group !== undefined) notConverted.push(l.name);
   };
@@ -188,22 +247,42 @@ export function planCheckpoint(decoder: Decoder, definition: ModelDefinition, op
       const { linears, fused } = unit;
       const K = linears[0]!.inFeatures;
       const N = linears.reduce((n, l) => n + l.outFeatures, 0);
-      const obstacles = group !== undefined && linears.some(isW4) ? unitObstacles(unit, group) : linears.map(() => undefined);
+      const obstacles =
+        group !== undefined && linears.some(isW4) ? unitObstacles(unit, group) : linears.map(() => undefined);
       if (obstacles) linears.forEach((l, m) => dense(l, obstacles[m]));
       else for (const l of linears) checkAdapters(l, merge);
       if (!fused) {
         for (const l of linears) {
-          if (obstacles) sources.push(lazy(`${l.name}.weight`, weightDtype(l), [l.outFeatures, K], () => l.mergedWeight(weightDtype(l)).detach()));
+          if (obstacles)
+            sources.push(
+              lazy(`${l.name}.weight`, weightDtype(l), [l.outFeatures, K], () =>
+                l.mergedWeight(weightDtype(l)).detach(),
+              ),
+            );
           else sources.push(...awqSources(l.name, l.outFeatures, K, group!, () => canonical(l)));
           biasOf(l);
         }
         continue;
       }
-      if (obstacles) sources.push(lazy(`${fused.name}.weight`, weightDtype(linears[0]!), [N, K], () => joinRows(fused, linears.map((l) => l.mergedWeight(weightDtype(l))))));
-      else sources.push(...awqSources(fused.name, N, K, group!, () => selectW4Rows(stack(linears.map(canonical)), fusedOrder(fused))));
+      if (obstacles)
+        sources.push(
+          lazy(`${fused.name}.weight`, weightDtype(linears[0]!), [N, K], () =>
+            joinRows(
+              fused,
+              linears.map((l) => l.mergedWeight(weightDtype(l))),
+            ),
+          ),
+        );
+      else
+        sources.push(
+          ...awqSources(fused.name, N, K, group!, () => selectW4Rows(stack(linears.map(canonical)), fusedOrder(fused))),
+        );
       if (obstacles && group !== undefined) notConverted.push(fused.name);
       const biases = linears.map((l) => l.bias);
-      if (biases.every((t) => t !== null)) sources.push(lazy(`${fused.name}.bias`, dtype ?? biases[0]!.dtype, [N], () => joinRows(fused, biases as Tensor[])));
+      if (biases.every((t) => t !== null))
+        sources.push(
+          lazy(`${fused.name}.bias`, dtype ?? biases[0]!.dtype, [N], () => joinRows(fused, biases as Tensor[])),
+        );
     }
     for (const n of b.norms()) plain(`${n.name}.weight`, n.weight);
   }
@@ -211,10 +290,18 @@ export function planCheckpoint(decoder: Decoder, definition: ModelDefinition, op
   const { head } = decoder;
   if (head && spec.tieWordEmbeddings) {
     checkAdapters(head, merge);
-    if (head.storage.kind !== "dense") denseInFile.push({ name: head.name, reason: `it is tied to ${decoder.embed.name}, which is stored in its place` });
+    if (head.storage.kind !== "dense")
+      denseInFile.push({
+        name: head.name,
+        reason: `it is tied to ${decoder.embed.name}, which is stored in its place`,
+      });
   } else if (head) {
     dense(head, head.storage.kind === "w4" ? "readers of the layout expect a dense output head" : undefined);
-    sources.push(lazy(`${head.name}.weight`, weightDtype(head), [head.outFeatures, head.inFeatures], () => head.mergedWeight(weightDtype(head)).detach()));
+    sources.push(
+      lazy(`${head.name}.weight`, weightDtype(head), [head.outFeatures, head.inFeatures], () =>
+        head.mergedWeight(weightDtype(head)).detach(),
+      ),
+    );
     biasOf(head);
   }
   if (group !== undefined && !notConverted.includes(definition.names.head)) notConverted.push(definition.names.head);
@@ -222,7 +309,16 @@ export function planCheckpoint(decoder: Decoder, definition: ModelDefinition, op
     sources,
     dtype: dtype ?? decoder.embed.weight.dtype,
     quantization:
-      group === undefined ? undefined : { quant_method: "awq", version: "gemm", bits: 4, group_size: group, zero_point: true, modules_to_not_convert: notConverted },
+      group === undefined
+        ? undefined
+        : {
+            quant_method: "awq",
+            version: "gemm",
+            bits: 4,
+            group_size: group,
+            zero_point: true,
+            modules_to_not_convert: notConverted,
+          },
     denseInFile,
   };
 }

@@ -134,7 +134,13 @@ export class Block implements BlockParts {
 
   /** A block with each linear replaced by `change(linear)`; everything else is shared. */
   mapLinears(change: (linear: Linear) => Linear): Block {
-    return new Block(this.spec, this.index, { ...this.parts(), qkv: this.qkv.map(change), o: change(this.o), gateUp: this.gateUp.map(change), down: change(this.down) });
+    return new Block(this.spec, this.index, {
+      ...this.parts(),
+      qkv: this.qkv.map(change),
+      o: change(this.o),
+      gateUp: this.gateUp.map(change),
+      down: change(this.down),
+    });
   }
 
   parts(): BlockParts {
@@ -197,9 +203,18 @@ export class Decoder {
         scope(() => {
           const dx = native.matmul(dlogits, head.dequantize(dlogits.dtype), null, 0, 0, 0);
           for (const d of deltas) {
-            if (d.a.requiresGrad || d.b.requiresGrad) throw new UnsupportedError(`[decoder] adapter "${d.name}" on the output head cannot be trained`);
+            if (d.a.requiresGrad || d.b.requiresGrad)
+              throw new UnsupportedError(`[decoder] adapter "${d.name}" on the output head cannot be trained`);
             const [a, b] = [d.a, d.b].map((t) => native.cast(t, dtypes.indexOf(dlogits.dtype))) as [Tensor, Tensor];
-            native.matmulAcc(dx, native.matmul(dlogits, b, null, 0, 0, dtypes.indexOf(dlogits.dtype)), a, 0, 0, d.scale, 1);
+            native.matmulAcc(
+              dx,
+              native.matmul(dlogits, b, null, 0, 0, dtypes.indexOf(dlogits.dtype)),
+              a,
+              0,
+              0,
+              d.scale,
+              1,
+            );
           }
           return dx;
         }),
@@ -223,7 +238,14 @@ export class Decoder {
     const make = (data: Float32Array): Tensor => tensor(data, [positions, spec.headDim / 2], "f32", "weights").keep();
     const cos = make(t.cos);
     const sin = make(t.sin);
-    this.tables = { positions, length: effective, cos, sin, qCos: t.qCos ? make(t.qCos) : cos, qSin: t.qSin ? make(t.qSin) : sin };
+    this.tables = {
+      positions,
+      length: effective,
+      cos,
+      sin,
+      qCos: t.qCos ? make(t.qCos) : cos,
+      qSin: t.qSin ? make(t.qSin) : sin,
+    };
     return this.tables;
   }
 
@@ -290,8 +312,12 @@ export class Decoder {
 
   /** Number of scalar weights, of the dense model whatever the storage. */
   get parameterCount(): number {
-    const linears = this.linears().filter((l) => l !== this.head || !this.spec.tieWordEmbeddings).reduce((n, l) => n + l.outFeatures * l.inFeatures + (l.bias?.size ?? 0), 0);
-    const norms = this.blocks.flatMap((b) => b.norms()).reduce((n, { weight }) => n + weight.size, this.norm.weight.size);
+    const linears = this.linears()
+      .filter((l) => l !== this.head || !this.spec.tieWordEmbeddings)
+      .reduce((n, l) => n + l.outFeatures * l.inFeatures + (l.bias?.size ?? 0), 0);
+    const norms = this.blocks
+      .flatMap((b) => b.norms())
+      .reduce((n, { weight }) => n + weight.size, this.norm.weight.size);
     return linears + norms + this.embed.weight.size;
   }
 
@@ -311,7 +337,8 @@ export class Decoder {
         d.b.dispose();
       }
     }
-    if (this.tables) for (const t of [this.tables.cos, this.tables.sin, this.tables.qCos, this.tables.qSin]) t.dispose();
+    if (this.tables)
+      for (const t of [this.tables.cos, this.tables.sin, this.tables.qCos, this.tables.qSin]) t.dispose();
     this.tables = undefined;
   }
 }
@@ -320,5 +347,10 @@ export class Decoder {
 export function createInputs(ids_T: Int32Array, positions_T: Int32Array, cuSeqlens_B1: Int32Array): DecoderInputs {
   let length = 0;
   for (const p of positions_T) if (p >= length) length = p + 1;
-  return noGrad(() => ({ ids_T: tensor(ids_T), positions_T: tensor(positions_T), cuSeqlens_B1: tensor(cuSeqlens_B1), length }));
+  return noGrad(() => ({
+    ids_T: tensor(ids_T),
+    positions_T: tensor(positions_T),
+    cuSeqlens_B1: tensor(cuSeqlens_B1),
+    length,
+  }));
 }

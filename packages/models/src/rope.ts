@@ -36,12 +36,16 @@ export function parseRope(config: Record<string, unknown>, headDim: number, maxP
   const scaling = (config["rope_parameters"] ?? config["rope_scaling"] ?? {}) as Record<string, unknown>;
   if (config["rope_interleaved"]) throw new UnsupportedError("[config.json] rope_interleaved is not supported");
   const partial = config["partial_rotary_factor"] ?? scaling["partial_rotary_factor"] ?? 1;
-  if (partial !== 1) throw new UnsupportedError(`[config.json] partial_rotary_factor ${String(partial)} is not supported, 1 is`);
+  if (partial !== 1)
+    throw new UnsupportedError(`[config.json] partial_rotary_factor ${String(partial)} is not supported, 1 is`);
   const kind = String(scaling["rope_type"] ?? scaling["type"] ?? "default");
   const theta = Number(scaling["rope_theta"] ?? config["rope_theta"] ?? 10000);
   const number = (key: string, fallback?: number): number => {
     const value = scaling[key] ?? fallback;
-    if (typeof value !== "number" || !Number.isFinite(value)) throw new FormatError(`[config.json] rope_scaling.${key} must be a number for type "${kind}", got ${JSON.stringify(scaling[key])}`);
+    if (typeof value !== "number" || !Number.isFinite(value))
+      throw new FormatError(
+        `[config.json] rope_scaling.${key} must be a number for type "${kind}", got ${JSON.stringify(scaling[key])}`,
+      );
     return value;
   };
   const base = { theta, headDim, maxPositions, factor: 1 };
@@ -64,11 +68,13 @@ export function parseRope(config: Record<string, unknown>, headDim: number, maxP
       };
     case "yarn": {
       const original = number("original_max_position_embeddings", maxPositions);
-      const optional = (key: string): number | undefined => (scaling[key] === undefined || scaling[key] === null ? undefined : number(key));
+      const optional = (key: string): number | undefined =>
+        scaling[key] === undefined || scaling[key] === null ? undefined : number(key);
       const spec: RopeSpec = {
         ...base,
         kind,
-        factor: scaling["factor"] === undefined || scaling["factor"] === null ? maxPositions / original : number("factor"),
+        factor:
+          scaling["factor"] === undefined || scaling["factor"] === null ? maxPositions / original : number("factor"),
         originalMaxPositions: original,
         betaFast: number("beta_fast", 32),
         betaSlow: number("beta_slow", 1),
@@ -83,7 +89,10 @@ export function parseRope(config: Record<string, unknown>, headDim: number, maxP
       return spec;
     }
   }
-  throw new UnsupportedError(`[config.json] rope type "${kind}" is not supported; default, linear, dynamic, llama3 and yarn are`, { kind });
+  throw new UnsupportedError(
+    `[config.json] rope type "${kind}" is not supported; default, linear, dynamic, llama3 and yarn are`,
+    { kind },
+  );
 }
 
 /** Whether the angles depend on how long the sequence is. */
@@ -93,7 +102,8 @@ export const ropeDependsOnLength = (spec: RopeSpec): boolean => spec.kind === "d
 export function ropeTableLength(spec: RopeSpec, length: number): number {
   if (spec.kind === "dynamic") return Math.max(length, spec.maxPositions);
   // Qwen's base changes where the length passes a power of two times the trained length.
-  if (spec.kind === "qwen-dynamic") return spec.maxPositions * 2 ** Math.max(0, Math.ceil(Math.log2(length / spec.maxPositions)));
+  if (spec.kind === "qwen-dynamic")
+    return spec.maxPositions * 2 ** Math.max(0, Math.ceil(Math.log2(length / spec.maxPositions)));
   return 0;
 }
 
@@ -104,7 +114,8 @@ export function ropeTableLength(spec: RopeSpec, length: number): number {
  */
 export function ropeFrequencies(spec: RopeSpec, length: number): { frequencies: Float64Array; factor: number } {
   const { headDim, maxPositions } = spec;
-  const inverse = (theta: number): Float64Array => Float64Array.from({ length: headDim / 2 }, (_, i) => theta ** (-(2 * i) / headDim));
+  const inverse = (theta: number): Float64Array =>
+    Float64Array.from({ length: headDim / 2 }, (_, i) => theta ** (-(2 * i) / headDim));
   switch (spec.kind) {
     case "default":
       return { frequencies: inverse(spec.theta), factor: 1 };
@@ -138,9 +149,12 @@ export function ropeFrequencies(spec: RopeSpec, length: number): { frequencies: 
       const mscale = (scale: number, m = 1): number => (scale <= 1 ? 1 : 0.1 * m * Math.log(scale) + 1);
       const factor =
         spec.attentionFactor ??
-        (spec.mscale && spec.mscaleAllDim ? mscale(spec.factor, spec.mscale) / mscale(spec.factor, spec.mscaleAllDim) : mscale(spec.factor));
+        (spec.mscale && spec.mscaleAllDim
+          ? mscale(spec.factor, spec.mscale) / mscale(spec.factor, spec.mscaleAllDim)
+          : mscale(spec.factor));
       // Dim at which a frequency turns `rotations` times over the original length.
-      const dimOf = (rotations: number): number => (headDim * Math.log(spec.originalMaxPositions! / (rotations * 2 * Math.PI))) / (2 * Math.log(spec.theta));
+      const dimOf = (rotations: number): number =>
+        (headDim * Math.log(spec.originalMaxPositions! / (rotations * 2 * Math.PI))) / (2 * Math.log(spec.theta));
       let low = dimOf(spec.betaFast!);
       let high = dimOf(spec.betaSlow!);
       if (spec.truncate) {
@@ -162,7 +176,11 @@ export function ropeFrequencies(spec: RopeSpec, length: number): { frequencies: 
 }
 
 /** cos and sin, each f32 [positions, D/2]; `q` differs from `k` only with log-n attention. */
-export function ropeTables(spec: RopeSpec, positions: number, length: number): { cos: Float32Array; sin: Float32Array; qCos?: Float32Array; qSin?: Float32Array } {
+export function ropeTables(
+  spec: RopeSpec,
+  positions: number,
+  length: number,
+): { cos: Float32Array; sin: Float32Array; qCos?: Float32Array; qSin?: Float32Array } {
   const { frequencies, factor } = ropeFrequencies(spec, length);
   const half = frequencies.length;
   const cos = new Float32Array(positions * half);
@@ -177,5 +195,10 @@ export function ropeTables(spec: RopeSpec, positions: number, length: number): {
   }
   if (!spec.logn) return { cos, sin };
   const scale = (p: number): number => (p >= spec.maxPositions ? Math.log(p + 1) / Math.log(spec.maxPositions) : 1);
-  return { cos, sin, qCos: cos.map((x, i) => x * scale(Math.floor(i / half))), qSin: sin.map((x, i) => x * scale(Math.floor(i / half))) };
+  return {
+    cos,
+    sin,
+    qCos: cos.map((x, i) => x * scale(Math.floor(i / half))),
+    qSin: sin.map((x, i) => x * scale(Math.floor(i / half))),
+  };
 }

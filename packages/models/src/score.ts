@@ -10,14 +10,24 @@ const batchTokens = 2048;
 const logitElements = 16 << 20;
 
 /** @see LanguageModel.score */
-export async function scoreContinuations(model: CausalLM, prefix: TokenIds, continuations: readonly TokenIds[], options: { signal?: AbortSignal }): Promise<Score[]> {
-  if (prefix.length === 0) throw new FormatError("[score] the prefix is empty: it needs at least one token (usually the begin token)");
+export async function scoreContinuations(
+  model: CausalLM,
+  prefix: TokenIds,
+  continuations: readonly TokenIds[],
+  options: { signal?: AbortSignal },
+): Promise<Score[]> {
+  if (prefix.length === 0)
+    throw new FormatError("[score] the prefix is empty: it needs at least one token (usually the begin token)");
   const scores: Score[] = [];
-  for (let start = 0; start < continuations.length; ) {
+  for (let start = 0; start < continuations.length;) {
     options.signal?.throwIfAborted();
     let end = start;
     let tokens = 0;
-    while (end < continuations.length && (end === start || tokens + prefix.length + continuations[end]!.length <= batchTokens)) tokens += prefix.length + continuations[end++]!.length;
+    while (
+      end < continuations.length &&
+      (end === start || tokens + prefix.length + continuations[end]!.length <= batchTokens)
+    )
+      tokens += prefix.length + continuations[end++]!.length;
     scores.push(...(await scoreBatch(model, prefix, continuations.slice(start, end))));
     start = end;
   }
@@ -35,7 +45,10 @@ async function scoreBatch(model: CausalLM, prefix: TokenIds, continuations: read
   for (const continuation of continuations) {
     const begin = ids.length;
     const all = [...prefix, ...continuation];
-    if (all.length > model.maxTokens) throw new FormatError(`[score] prefix and continuation have ${all.length} tokens, the model takes ${model.maxTokens}`);
+    if (all.length > model.maxTokens)
+      throw new FormatError(
+        `[score] prefix and continuation have ${all.length} tokens, the model takes ${model.maxTokens}`,
+      );
     // The last token predicts nothing that is asked for.
     all.slice(0, -1).forEach((id, i) => {
       ids.push(id);
@@ -47,10 +60,13 @@ async function scoreBatch(model: CausalLM, prefix: TokenIds, continuations: read
     });
     cu.push(ids.length);
   }
-  if (rows.length === 0) return continuations.map(() => ({ logprob: 0, greedy: true, tokenLogprobs: new Float64Array(0) }));
+  if (rows.length === 0)
+    return continuations.map(() => ({ logprob: 0, greedy: true, tokenLogprobs: new Float64Array(0) }));
   const step = noGrad(() =>
     scope(() => {
-      const hidden = decoder.forward(createInputs(Int32Array.from(ids), Int32Array.from(positions), Int32Array.from(cu)));
+      const hidden = decoder.forward(
+        createInputs(Int32Array.from(ids), Int32Array.from(positions), Int32Array.from(cu)),
+      );
       const wanted = native.gatherRows(hidden, tensor(Int32Array.from(rows)));
       const targets_R = tensor(Int32Array.from(targets));
       const chunk = Math.max(16, Math.floor(logitElements / decoder.spec.vocabSize));
@@ -59,12 +75,18 @@ async function scoreBatch(model: CausalLM, prefix: TokenIds, continuations: read
         const stop = Math.min(rows.length, at + chunk);
         parts.push(
           scope(() => {
-            const [logprob, greedy] = native.tokenLogprobs(decoder.logits(wanted.rows(at, stop)), targets_R.rows(at, stop));
+            const [logprob, greedy] = native.tokenLogprobs(
+              decoder.logits(wanted.rows(at, stop)),
+              targets_R.rows(at, stop),
+            );
             return { logprob, greedy };
           }),
         );
       }
-      return { logprob: native.concatRows(parts.map((p) => p.logprob)), greedy: native.concatRows(parts.map((p) => p.greedy)) };
+      return {
+        logprob: native.concatRows(parts.map((p) => p.logprob)),
+        greedy: native.concatRows(parts.map((p) => p.greedy)),
+      };
     }),
   );
   const logprob = (await step.logprob.data()) as Float32Array;

@@ -55,7 +55,8 @@ describe.skipIf(!present)("stories260K, a trained Llama", () => {
       cpSync(`${folder}/hf/tokenizer.model`, join(converted, "tokenizer.model"));
       const model = await loadModel(converted);
       const ids: number[] = [1];
-      for await (const event of model.generate([Int32Array.of(1)], { maxTokens: 255, ignoreEos: true })) if (event.type === "finish") ids.push(...event.tokenIds);
+      for await (const event of model.generate([Int32Array.of(1)], { maxTokens: 255, ignoreEos: true }))
+        if (event.type === "finish") ids.push(...event.tokenIds);
       expect(ids).toEqual(reference.greedy_ids.slice(0, 256));
       model.dispose();
     } finally {

@@ -34,13 +34,27 @@ interface Source {
 }
 
 /** Builds the decoder; `factory` may replace each linear (adapters, quantization, shards). */
-function build(definition: ModelDefinition, spec: DecoderSpec, source: Source, factory?: (linear: Linear) => Linear): Decoder {
+function build(
+  definition: ModelDefinition,
+  spec: DecoderSpec,
+  source: Source,
+  factory?: (linear: Linear) => Linear,
+): Decoder {
   const { names } = definition;
   const C = spec.hiddenSize;
   const norm = (name: string, width: number): Norm => ({ name, weight: source.dense(`${name}.weight`, [width]) });
   const linear = (name: string, outFeatures: number, inFeatures: number, bias: boolean): Linear => {
-    const storage = source.quantized(name, outFeatures, inFeatures) ?? { kind: "dense" as const, weight: source.dense(`${name}.weight`, [outFeatures, inFeatures]) };
-    const made = new Linear({ name, outFeatures, inFeatures, storage, bias: bias ? source.dense(`${name}.bias`, [outFeatures]) : null });
+    const storage = source.quantized(name, outFeatures, inFeatures) ?? {
+      kind: "dense" as const,
+      weight: source.dense(`${name}.weight`, [outFeatures, inFeatures]),
+    };
+    const made = new Linear({
+      name,
+      outFeatures,
+      inFeatures,
+      storage,
+      bias: bias ? source.dense(`${name}.bias`, [outFeatures]) : null,
+    });
     return factory ? factory(made) : made;
   };
   const group = (linears: Linear[]): Block["qkv"] => {
@@ -57,11 +71,18 @@ function build(definition: ModelDefinition, spec: DecoderSpec, source: Source, f
     const kvWidth = spec.kvHeads * spec.headDim;
     return new Block(spec, i, {
       inputNorm: norm(n.inputNorm, C),
-      qkv: group([linear(n.q, width, C, spec.qkvBias), linear(n.k, kvWidth, C, spec.qkvBias), linear(n.v, kvWidth, C, spec.qkvBias)]),
+      qkv: group([
+        linear(n.q, width, C, spec.qkvBias),
+        linear(n.k, kvWidth, C, spec.qkvBias),
+        linear(n.v, kvWidth, C, spec.qkvBias),
+      ]),
       o: linear(n.o, C, width, spec.oBias),
       ...(spec.qkNorm ? { qNorm: norm(n.qNorm!, spec.headDim), kNorm: norm(n.kNorm!, spec.headDim) } : {}),
       postNorm: norm(n.postNorm, C),
-      gateUp: group([linear(n.gate, spec.intermediateSize, C, spec.mlpBias), linear(n.up, spec.intermediateSize, C, spec.mlpBias)]),
+      gateUp: group([
+        linear(n.gate, spec.intermediateSize, C, spec.mlpBias),
+        linear(n.up, spec.intermediateSize, C, spec.mlpBias),
+      ]),
       down: linear(n.down, C, spec.intermediateSize, spec.mlpBias),
     });
   });
@@ -74,7 +95,11 @@ function build(definition: ModelDefinition, spec: DecoderSpec, source: Source, f
 }
 
 /** Normal weights (std 0.02, as transformers' initializer_range), norms of one, biases of zero; a pure function of the seed. */
-export function randomDecoder(definition: ModelDefinition, spec: DecoderSpec, options: { seed: number; dtype: DType; std?: number }): Decoder {
+export function randomDecoder(
+  definition: ModelDefinition,
+  spec: DecoderSpec,
+  options: { seed: number; dtype: DType; std?: number },
+): Decoder {
   let stream = 0;
   return noGrad(() =>
     build(definition, spec, {
@@ -83,7 +108,13 @@ export function randomDecoder(definition: ModelDefinition, spec: DecoderSpec, op
       dense: (name, shape) => {
         stream++;
         if (shape.length === 1) return full(shape, name.endsWith(".bias") ? 0 : 1, options.dtype, "weights").keep();
-        return randomNormal(shape, { seed: options.seed, stream, std: options.std ?? 0.02, dtype: options.dtype, tag: "weights" }).keep();
+        return randomNormal(shape, {
+          seed: options.seed,
+          stream,
+          std: options.std ?? 0.02,
+          dtype: options.dtype,
+          tag: "weights",
+        }).keep();
       },
     }),
   );
@@ -100,7 +131,12 @@ class FileSource implements Source {
   /** The fused W4 tensor read last: its parts are asked for one after the other. */
   private fusedW4: { name: string; w: CanonicalW4 } | undefined;
 
-  constructor(handle: SafetensorsHandle, dtype: DType | undefined, fused: readonly FusedRows[], awq: AwqConfig | undefined) {
+  constructor(
+    handle: SafetensorsHandle,
+    dtype: DType | undefined,
+    fused: readonly FusedRows[],
+    awq: AwqConfig | undefined,
+  ) {
     this.handle = handle;
     this.dtype = dtype;
     this.awq = awq;
@@ -113,9 +149,16 @@ class FileSource implements Source {
 
   private mapped(name: string, shape?: readonly number[]): Tensor {
     const entry = this.handle.tensors.get(name);
-    if (!entry) throw new FormatError(`[loadModel] the checkpoint has no tensor "${name}" (expected ${shape ? `[${shape.join(", ")}]` : "one"})`, { name });
+    if (!entry)
+      throw new FormatError(
+        `[loadModel] the checkpoint has no tensor "${name}" (expected ${shape ? `[${shape.join(", ")}]` : "one"})`,
+        { name },
+      );
     if (shape && (entry.shape.length !== shape.length || shape.some((n, i) => n !== entry.shape[i]))) {
-      throw new ShapeError(`[loadModel] "${name}" must be [${shape.join(", ")}], got [${entry.shape.join(", ")}] in ${entry.file}`, { name });
+      throw new ShapeError(
+        `[loadModel] "${name}" must be [${shape.join(", ")}], got [${entry.shape.join(", ")}] in ${entry.file}`,
+        { name },
+      );
     }
     this.used.add(name);
     return mapTensor(entry.file, entry.offset, entry.shape, safetensorsDType(entry)).keep();
@@ -130,7 +173,10 @@ class FileSource implements Source {
       t = scope(() => native.gatherRows(whole, tensor(part.rows))).keep();
       whole.dispose();
       if (t.shape.length !== shape.length || shape.some((n, i) => n !== t.shape[i])) {
-        throw new ShapeError(`[loadModel] rows of "${part.fused}" for "${name}" must be [${shape.join(", ")}], got [${t.shape.join(", ")}]`, { name });
+        throw new ShapeError(
+          `[loadModel] rows of "${part.fused}" for "${name}" must be [${shape.join(", ")}], got [${t.shape.join(", ")}]`,
+          { name },
+        );
       }
     } else t = this.mapped(name, shape);
     if (this.dtype && t.dtype !== this.dtype) {
@@ -171,7 +217,14 @@ class FileSource implements Source {
     const qweight = read("qweight", [inFeatures, outFeatures / 8]);
     const qzeros = read("qzeros", [inFeatures / group, outFeatures / 8]);
     const scales = read("scales", [inFeatures / group, outFeatures]);
-    const w = unpackAwq(qweight.bitsSync() as Int32Array, qzeros.bitsSync() as Int32Array, scales.dataSync() as Float32Array, inFeatures, outFeatures, group);
+    const w = unpackAwq(
+      qweight.bitsSync() as Int32Array,
+      qzeros.bitsSync() as Int32Array,
+      scales.dataSync() as Float32Array,
+      inFeatures,
+      outFeatures,
+      group,
+    );
     for (const t of [qweight, qzeros, scales]) t.dispose();
     return w;
   }
@@ -182,18 +235,31 @@ class FileSource implements Source {
  * @param dtype  cast floats to this; default as stored
  * @throws {FormatError} a tensor is missing, or one is left over that the model does not know
  */
-export function readDecoder(folder: string, definition: ModelDefinition, spec: DecoderSpec, options: { dtype?: DType | undefined; awq?: AwqConfig | undefined }): Decoder {
+export function readDecoder(
+  folder: string,
+  definition: ModelDefinition,
+  spec: DecoderSpec,
+  options: { dtype?: DType | undefined; awq?: AwqConfig | undefined },
+): Decoder {
   const handle = openSafetensors(folder);
   try {
-    const fused = definition.fused ? Array.from({ length: spec.layers }, (_, i) => definition.fused!(spec, i)).flat() : [];
+    const fused = definition.fused
+      ? Array.from({ length: spec.layers }, (_, i) => definition.fused!(spec, i)).flat()
+      : [];
     const source = new FileSource(handle, options.dtype, fused, options.awq);
     const decoder = noGrad(() => build(definition, spec, source));
     const leftover = [...handle.tensors.keys()].filter(
-      (name) => !source.used.has(name) && !name.endsWith("rotary_emb.inv_freq") && !(spec.tieWordEmbeddings && name === `${definition.names.head}.weight`),
+      (name) =>
+        !source.used.has(name) &&
+        !name.endsWith("rotary_emb.inv_freq") &&
+        !(spec.tieWordEmbeddings && name === `${definition.names.head}.weight`),
     );
     if (leftover.length > 0) {
       decoder.dispose();
-      throw new FormatError(`[loadModel] ${leftover.length} tensors of the checkpoint belong to nothing in this model: ${leftover.slice(0, 4).join(", ")}${leftover.length > 4 ? " …" : ""}`, { leftover });
+      throw new FormatError(
+        `[loadModel] ${leftover.length} tensors of the checkpoint belong to nothing in this model: ${leftover.slice(0, 4).join(", ")}${leftover.length > 4 ? " …" : ""}`,
+        { leftover },
+      );
     }
     return decoder;
   } finally {

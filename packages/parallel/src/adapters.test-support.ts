@@ -9,7 +9,12 @@ export function withAdapters(model: CausalLM, options: { rank: number; initB?: n
     if (l.name === "lm_head") return l;
     const own = ++stream;
     const a = randomNormal([options.rank, l.inFeatures], { seed: 5, stream: own, std: 0.2, tag: "weights" }).keep();
-    const b = randomNormal([l.outFeatures, options.rank], { seed: 6, stream: own, std: options.initB ?? 0, tag: "weights" }).keep();
+    const b = randomNormal([l.outFeatures, options.rank], {
+      seed: 6,
+      stream: own,
+      std: options.initB ?? 0,
+      tag: "weights",
+    }).keep();
     a.requiresGrad = true;
     b.requiresGrad = true;
     const p = options.dropout ?? 0;
@@ -30,12 +35,13 @@ export function withAdapters(model: CausalLM, options: { rank: number; initB?: n
 
 /** All values of the tensors, in their own bits. */
 export function bitsOf(parameters: readonly NamedTensor[]): Map<string, Uint8Array> {
-  return scope(() =>
-    new Map(
-      parameters.map(({ name, tensor }) => {
-        const bits = tensor.bitsSync();
-        return [name, new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength).slice()];
-      }),
-    ),
+  return scope(
+    () =>
+      new Map(
+        parameters.map(({ name, tensor }) => {
+          const bits = tensor.bitsSync();
+          return [name, new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength).slice()];
+        }),
+      ),
   );
 }

@@ -30,7 +30,9 @@ describe("splitBatch", () => {
 describe("microBatchNumber", () => {
   it("differs between runs, steps and micro-batches, and fits setRandomStep", () => {
     const numbers = new Set<number>();
-    for (const run of [0, 1, 7, 2 ** 32 - 1]) for (const step of [0, 1, 2, 99, 2 ** 24 - 1]) for (let m = 0; m < 4; m++) numbers.add(microBatchNumber(run, step, m));
+    for (const run of [0, 1, 7, 2 ** 32 - 1])
+      for (const step of [0, 1, 2, 99, 2 ** 24 - 1])
+        for (let m = 0; m < 4; m++) numbers.add(microBatchNumber(run, step, m));
     expect(numbers.size).toBe(4 * 5 * 4);
     for (const number of numbers) expect(Number.isSafeInteger(number) && number >= 0 && number < 2 ** 37).toBe(true);
   });

@@ -41,7 +41,9 @@ const isSource = (data: TrainData): data is BatchSource => typeof (data as Batch
 /** Any value that `data` may be; for the options schema. */
 export const isTrainData = (value: unknown): value is TrainData =>
   typeof value === "function" ||
-  (typeof value === "object" && value !== null && (typeof (value as BatchSource).batches === "function" || Symbol.iterator in value));
+  (typeof value === "object" &&
+    value !== null &&
+    (typeof (value as BatchSource).batches === "function" || Symbol.iterator in value));
 
 function numberOf(data: object, key: string): Record<string, number> {
   const value = (data as Record<string, unknown>)[key];
@@ -60,7 +62,8 @@ export function openData(data: TrainData, request: BatchRequest): OpenedData {
     };
   }
   for (const key of ["batchSize", "batchTokens"] as const) {
-    if (request[key] !== undefined) throw new OptionsError(`[train] ${key}: the data is given as batches already; it needs a data set (loadDataset)`);
+    if (request[key] !== undefined)
+      throw new OptionsError(`[train] ${key}: the data is given as batches already; it needs a data set (loadDataset)`);
   }
   const epochs = request.epochs ?? 1;
   if (Array.isArray(data)) {
@@ -68,13 +71,15 @@ export function openData(data: TrainData, request: BatchRequest): OpenedData {
     if (list.length === 0) throw new OptionsError("[train] data: expected at least one batch, got an empty list");
     return {
       from: function* (start) {
-        for (let at = start; at < list.length * epochs; at++) yield { ...list[at % list.length]!, epoch: Math.floor(at / list.length) };
+        for (let at = start; at < list.length * epochs; at++)
+          yield { ...list[at % list.length]!, epoch: Math.floor(at / list.length) };
       },
       totalBatches: epochs === Infinity ? undefined : list.length * epochs,
       identity: { batches: list.length },
     };
   }
-  if (epochs !== 1 && epochs !== Infinity) throw new OptionsError("[train] epochs: an iterable or function is read once; give `steps`, or a list of batches");
+  if (epochs !== 1 && epochs !== Infinity)
+    throw new OptionsError("[train] epochs: an iterable or function is read once; give `steps`, or a list of batches");
   if (typeof data === "function") {
     return {
       from: (start) => {
@@ -101,12 +106,18 @@ export function openData(data: TrainData, request: BatchRequest): OpenedData {
 export function checkBatch(batch: TokenBatch): TokenBatch {
   const { ids_T, labels_T, lossWeights_T, positions_T, cuSeqlens_B1 } = batch;
   const T = ids_T.length;
-  const lengths = { labels_T: labels_T.length, positions_T: positions_T.length, ...(lossWeights_T ? { lossWeights_T: lossWeights_T.length } : {}) };
+  const lengths = {
+    labels_T: labels_T.length,
+    positions_T: positions_T.length,
+    ...(lossWeights_T ? { lossWeights_T: lossWeights_T.length } : {}),
+  };
   for (const [name, length] of Object.entries(lengths)) {
     if (length !== T) throw new ShapeError(`[train] a batch's ${name} must be [${T}] like ids_T, got [${length}]`);
   }
   if (T === 0 || cuSeqlens_B1[0] !== 0 || cuSeqlens_B1[cuSeqlens_B1.length - 1] !== T) {
-    throw new ShapeError(`[train] a batch's cuSeqlens_B1 must go from 0 to ${T} (at least one token), got ${cuSeqlens_B1.join(", ")}`);
+    throw new ShapeError(
+      `[train] a batch's cuSeqlens_B1 must go from 0 to ${T} (at least one token), got ${cuSeqlens_B1.join(", ")}`,
+    );
   }
   return batch;
 }

@@ -25,7 +25,8 @@ async function finish(run: AsyncIterable<StepReport>): Promise<StepReport[]> {
 }
 
 type Extra = Partial<Omit<TrainOptions<CausalLM>, "model" | "data">>;
-const start = (model: CausalLM, extra: Extra = {}) => train({ model, data: batches, steps: 12, lr: 1e-2, seed: 3, microBatchTokens: 20, ...extra });
+const start = (model: CausalLM, extra: Extra = {}) =>
+  train({ model, data: batches, steps: 12, lr: 1e-2, seed: 3, microBatchTokens: 20, ...extra });
 
 /** Runs until after a step, then aborts; a checkpoint is written where the run stopped. */
 async function interrupt(model: CausalLM, after: number, extra: Extra = {}): Promise<StepReport[]> {
@@ -48,8 +49,16 @@ describe("resuming", () => {
     ["all weights in f32", () => tinyModel(), {}],
     ["all weights in bf16, with masters", () => tinyModel({ dtype: "bf16" }), {}],
     ["adapters with dropout on f32", () => withAdapters(tinyModel(), { rank: 3, initB: 0.2, dropout: 0.3 }), {}],
-    ["adapters with dropout on bf16, recomputing activations", () => withAdapters(tinyModel({ dtype: "bf16" }), { rank: 3, initB: 0.2, dropout: 0.3 }), { checkpointing: true }],
-    ["momentum", () => tinyModel(), { optimizer: "sgd", momentum: 0.9, schedule: { kind: "linear", warmupRatio: 0.25 }, accumulation: 2 }],
+    [
+      "adapters with dropout on bf16, recomputing activations",
+      () => withAdapters(tinyModel({ dtype: "bf16" }), { rank: 3, initB: 0.2, dropout: 0.3 }),
+      { checkpointing: true },
+    ],
+    [
+      "momentum",
+      () => tinyModel(),
+      { optimizer: "sgd", momentum: 0.9, schedule: { kind: "linear", warmupRatio: 0.25 }, accumulation: 2 },
+    ],
   ];
   it.each(kinds)("gives the bits of the uninterrupted run: %s", async (_, make, extra) => {
     const parameters = (m: CausalLM) => [...m.decoder.trainable(), ...adapterTensors(m.decoder)];
@@ -76,7 +85,9 @@ describe("resuming", () => {
     const model = tinyModel();
     await start(model, { checkpoint: { folder, every: 5, keep: 10 } }).done;
     const again = tinyModel({ seed: 99 });
-    const reports = await finish(start(again, { checkpoint: { folder, every: 5, keep: 10, resume: join(folder, "step-5") } }));
+    const reports = await finish(
+      start(again, { checkpoint: { folder, every: 5, keep: 10, resume: join(folder, "step-5") } }),
+    );
     expect(reports[0]!.step).toBe(6);
     expect(bitsOf(again.decoder.trainable())).toEqual(bitsOf(model.decoder.trainable()));
     model.dispose();
@@ -117,7 +128,9 @@ describe("resuming", () => {
     await start(model, { steps: 2, checkpoint: { folder } }).done;
     const other = tinyModel({ hidden: 16 });
     const before = bitsOf(other.decoder.trainable());
-    await expect(start(other, { steps: 2, checkpoint: { folder, resume: true, force: true } }).done).rejects.toThrow(/embed_tokens.weight: expected F32 \[259, 16\], got F32 \[259, 32\]/);
+    await expect(start(other, { steps: 2, checkpoint: { folder, resume: true, force: true } }).done).rejects.toThrow(
+      /embed_tokens.weight: expected F32 \[259, 16\], got F32 \[259, 32\]/,
+    );
     expect(bitsOf(other.decoder.trainable())).toEqual(before);
     model.dispose();
     other.dispose();
@@ -129,15 +142,25 @@ describe("checkpoints", () => {
     const model = tinyModel({ layers: 1 });
     const reports = await finish(start(model, { checkpoint: { folder, every: 2, keep: 3 } }));
     expect(reports.filter((r) => r.checkpoint).map((r) => r.step)).toEqual([2, 4, 6, 8, 10, 12]);
-    expect((await listCheckpoints(folder)).map((path) => path.slice(folder.length + 1))).toEqual(["step-8", "step-10", "step-12"]);
-    expect((await readdir(join(folder, "step-12"))).sort()).toEqual(["optimizer.safetensors", "state.json", "weights.safetensors"]);
+    expect((await listCheckpoints(folder)).map((path) => path.slice(folder.length + 1))).toEqual([
+      "step-8",
+      "step-10",
+      "step-12",
+    ]);
+    expect((await readdir(join(folder, "step-12"))).sort()).toEqual([
+      "optimizer.safetensors",
+      "state.json",
+      "weights.safetensors",
+    ]);
     model.dispose();
   });
 
   it("of another run in the folder are not overwritten", async () => {
     const model = tinyModel({ layers: 1 });
     await start(model, { steps: 1, checkpoint: { folder } }).done;
-    await expect(start(model, { steps: 1, checkpoint: { folder } }).done).rejects.toThrow(/holds checkpoints of another run \(1\); set resume/);
+    await expect(start(model, { steps: 1, checkpoint: { folder } }).done).rejects.toThrow(
+      /holds checkpoints of another run \(1\); set resume/,
+    );
     model.dispose();
   });
 
@@ -165,7 +188,9 @@ describe("checkpoints", () => {
     await start(model, { steps: 4, checkpoint: { folder } }).done;
     await rename(join(folder, "step-4"), join(folder, ".old-step-4"));
     await mkdir(join(folder, ".tmp-step-4-12345678"));
-    expect((await start(model, { steps: 4, checkpoint: { folder, resume: true } }).done).checkpoint).toBe(join(folder, "step-4"));
+    expect((await start(model, { steps: 4, checkpoint: { folder, resume: true } }).done).checkpoint).toBe(
+      join(folder, "step-4"),
+    );
     expect(await readdir(folder)).toEqual(["step-4"]);
     model.dispose();
   });
@@ -181,7 +206,10 @@ describe("checkpoints", () => {
         return inner.state();
       },
     });
-    const error = await start(model, { optimizer: failing, checkpoint: { folder, every: 2 } }).done.then(() => undefined, (e: unknown) => e);
+    const error = await start(model, { optimizer: failing, checkpoint: { folder, every: 2 } }).done.then(
+      () => undefined,
+      (e: unknown) => e,
+    );
     expect(error).toBeInstanceOf(IoError);
     expect((error as Error).message).toMatch(/cannot write the checkpoint .*step-4: disk full/);
     expect(await readdir(folder)).toEqual(["step-2"]);
@@ -199,7 +227,9 @@ describe("checkpoints", () => {
     await expect(resume()).rejects.toThrow(/step-1\/state\.json: step:/);
     await writeFile(file, "{");
     await expect(resume()).rejects.toBeInstanceOf(FormatError);
-    await expect(start(model, { steps: 1, checkpoint: { folder, resume: join(folder, "step-7") } }).done).rejects.toBeInstanceOf(IoError);
+    await expect(
+      start(model, { steps: 1, checkpoint: { folder, resume: join(folder, "step-7") } }).done,
+    ).rejects.toBeInstanceOf(IoError);
     model.dispose();
   });
 });

@@ -6,7 +6,17 @@ import { randomBytes } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { FormatError, IoError, type NamedTensor, openSafetensors, OptionsError, type Optimizer, type SafetensorsSource, toSafetensorsDType, writeSafetensors } from "@llm/core";
+import {
+  FormatError,
+  IoError,
+  type NamedTensor,
+  openSafetensors,
+  OptionsError,
+  type Optimizer,
+  type SafetensorsSource,
+  toSafetensorsDType,
+  writeSafetensors,
+} from "@llm/core";
 import * as v from "valibot";
 
 const whole = v.pipe(v.number(), v.integer(), v.minValue(0));
@@ -76,7 +86,13 @@ async function syncFolder(folder: string): Promise<void> {
  * @returns its path
  * @throws {IoError} the disk refuses; earlier checkpoints stay as they are
  */
-export async function saveCheckpoint(folder: string, parameters: readonly NamedTensor[], optimizer: Optimizer, state: RunState, keep: number): Promise<string> {
+export async function saveCheckpoint(
+  folder: string,
+  parameters: readonly NamedTensor[],
+  optimizer: Optimizer,
+  state: RunState,
+  keep: number,
+): Promise<string> {
   const target = join(folder, `step-${state.step}`);
   const draft = join(folder, `${temporary}${state.step}-${randomBytes(4).toString("hex")}`);
   try {
@@ -101,10 +117,15 @@ export async function saveCheckpoint(folder: string, parameters: readonly NamedT
     await syncFolder(folder);
   } catch (error) {
     await rm(draft, { recursive: true, force: true });
-    throw new IoError(`[train] cannot write the checkpoint ${target}: ${(error as Error).message}`, { file: target }, error);
+    throw new IoError(
+      `[train] cannot write the checkpoint ${target}: ${(error as Error).message}`,
+      { file: target },
+      error,
+    );
   }
   const all = await listCheckpoints(folder);
-  for (const old of all.slice(0, Math.max(0, all.length - keep))) if (old !== target) await rm(old, { recursive: true, force: true });
+  for (const old of all.slice(0, Math.max(0, all.length - keep)))
+    if (old !== target) await rm(old, { recursive: true, force: true });
   return target;
 }
 
@@ -115,7 +136,11 @@ export function readRunState(checkpoint: string): RunState {
   try {
     text = readFileSync(file, "utf8");
   } catch (error) {
-    throw new IoError(`[train] expected a checkpoint folder step-N with state.json, cannot read ${file}: ${(error as Error).message}`, { file }, error);
+    throw new IoError(
+      `[train] expected a checkpoint folder step-N with state.json, cannot read ${file}: ${(error as Error).message}`,
+      { file },
+      error,
+    );
   }
   let parsed: unknown;
   try {
@@ -138,7 +163,10 @@ export function checkExact(checkpoint: string, before: RunState["exact"], now: R
   const differing = keys.filter((key) => text(before[key]) !== text(now[key]));
   if (differing.length === 0) return;
   const list = differing.map((key) => `${key} (was ${text(before[key])}, is ${text(now[key])})`).join(", ");
-  throw new OptionsError(`[train] resuming ${basename(checkpoint)} would not continue the run that wrote it, because these differ: ${list}. Use checkpoint.force to resume anyway`, { differing });
+  throw new OptionsError(
+    `[train] resuming ${basename(checkpoint)} would not continue the run that wrote it, because these differ: ${list}. Use checkpoint.force to resume anyway`,
+    { differing },
+  );
 }
 
 /** Checks a file against the tensors that it is for. @returns reads them in place @throws {FormatError} missing, left over, or of another form */
@@ -170,7 +198,12 @@ function openTensors(file: string, tensors: readonly NamedTensor[]): { restore()
  * Puts weights and optimizer back; nothing is changed when a file's header is broken or of another model.
  * @throws {FormatError | IoError}
  */
-export function restoreCheckpoint(checkpoint: string, parameters: readonly NamedTensor[], optimizer: Optimizer, state: RunState): void {
+export function restoreCheckpoint(
+  checkpoint: string,
+  parameters: readonly NamedTensor[],
+  optimizer: Optimizer,
+  state: RunState,
+): void {
   const weights = openTensors(join(checkpoint, "weights.safetensors"), parameters);
   try {
     const moments = openTensors(join(checkpoint, "optimizer.safetensors"), optimizer.state());

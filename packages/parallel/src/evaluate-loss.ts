@@ -17,7 +17,10 @@ export async function evaluateLoss<M>(
   run: { step: number; totalSteps: number; signal: AbortSignal | undefined },
 ): Promise<EvaluationReport> {
   const { data, batchSize, batchTokens, maxBatches = Infinity } = options;
-  const opened = openData(data, { ...(batchSize === undefined ? {} : { batchSize }), ...(batchTokens === undefined ? {} : { batchTokens }) });
+  const opened = openData(data, {
+    ...(batchSize === undefined ? {} : { batchSize }),
+    ...(batchTokens === undefined ? {} : { batchTokens }),
+  });
   if (opened.totalBatches === undefined && maxBatches === Infinity) {
     throw new OptionsError("[train] evaluation.maxBatches: needed, because the data does not say how long it is");
   }

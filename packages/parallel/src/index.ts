@@ -9,7 +9,14 @@ export {
   TrainScheduleOptions,
 } from "./options.js";
 export type { EvaluationReport, StepReport, TrainResult, TrainSample } from "./report.js";
-export { batchWeight, causalLanguageModel, type Objective, type ObjectiveContext, type ObjectiveResult, type TrainableModel } from "./objective.js";
+export {
+  batchWeight,
+  causalLanguageModel,
+  type Objective,
+  type ObjectiveContext,
+  type ObjectiveResult,
+  type TrainableModel,
+} from "./objective.js";
 export { type BatchRequest, type BatchSource, splitBatch, type TrainData } from "./batch-source.js";
 export { adapterTensors, chooseParameters, type ParameterChoice } from "./parameters.js";
 export { listCheckpoints } from "./checkpoint.js";

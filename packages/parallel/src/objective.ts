@@ -6,7 +6,10 @@ import type { Decoder, TokenBatch } from "@llm/models";
 export interface TrainableModel {
   readonly decoder: Decoder;
   /** Final hidden states [T, C], under the tape. */
-  hidden(batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">, options?: { checkpointing?: boolean }): Tensor;
+  hidden(
+    batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">,
+    options?: { checkpointing?: boolean },
+  ): Tensor;
 }
 
 /** What the trainer tells an objective about the step. */
@@ -49,7 +52,10 @@ export function batchWeight(batch: Pick<TokenBatch, "labels_T" | "lossWeights_T"
  * The rows of `hidden` that have a label, with their labels and weights, when they are few enough to be worth gathering: the output
  * projection, which may be a third of a small model, then skips prompts.
  */
-function learnedRows(hidden: Tensor, batch: TokenBatch): { hidden: Tensor; labels: Int32Array; weights: Float32Array | undefined } {
+function learnedRows(
+  hidden: Tensor,
+  batch: TokenBatch,
+): { hidden: Tensor; labels: Int32Array; weights: Float32Array | undefined } {
   const { labels_T, lossWeights_T } = batch;
   const rows: number[] = [];
   for (let t = 0; t < labels_T.length; t++) if (labels_T[t]! >= 0) rows.push(t);

@@ -10,8 +10,12 @@ import type { StepReport } from "./report.js";
 const count = v.pipe(v.number(), v.integer(), v.minValue(1));
 const unit = v.pipe(v.number(), v.minValue(0), v.maxValue(1));
 const notNegative = v.pipe(v.number(), v.finite(), v.minValue(0));
-const data = v.custom<TrainData>(isTrainData, "expected a data set, a list or iterable of batches, or a function that returns one");
-const method = (value: unknown, name: string): boolean => typeof (value as Record<string, unknown> | null)?.[name] === "function";
+const data = v.custom<TrainData>(
+  isTrainData,
+  "expected a data set, a list or iterable of batches, or a function that returns one",
+);
+const method = (value: unknown, name: string): boolean =>
+  typeof (value as Record<string, unknown> | null)?.[name] === "function";
 
 /** Learning rate over the steps: linear warm-up, then the shape. */
 export const TrainScheduleOptions = v.strictObject({
@@ -31,7 +35,15 @@ export const TrainSampleOptions = v.strictObject({
   every: count,
   /** Texts to continue, or conversations to answer. */
   prompts: v.pipe(
-    v.array(v.union([v.string(), v.custom<{ messages: ChatMessage[] }>((p) => Array.isArray((p as { messages?: unknown } | null)?.messages), "expected text or {messages}")])),
+    v.array(
+      v.union([
+        v.string(),
+        v.custom<{ messages: ChatMessage[] }>(
+          (p) => Array.isArray((p as { messages?: unknown } | null)?.messages),
+          "expected text or {messages}",
+        ),
+      ]),
+    ),
     v.minLength(1),
   ),
   /** Most tokens of an answer. @default 64 */
@@ -79,16 +91,36 @@ export const TrainEvaluationOptions = v.strictObject({
 
 export const TrainOptions = v.strictObject({
   /** A CausalLM, or with an own `objective` and `parameters` anything. Trained in place. */
-  model: v.custom<object>((m) => typeof m === "object" && m !== null, "expected a model (loadModel, createModel, applyLora)"),
+  model: v.custom<object>(
+    (m) => typeof m === "object" && m !== null,
+    "expected a model (loadModel, createModel, applyLora)",
+  ),
   data,
   /** Loss of a micro-batch. @default next-token cross-entropy */
-  objective: v.optional(v.custom<Objective<never>>((f) => typeof f === "function", "expected a function (model, batch) => { lossSum, weightSum }")),
+  objective: v.optional(
+    v.custom<Objective<never>>(
+      (f) => typeof f === "function",
+      "expected a function (model, batch) => { lossSum, weightSum }",
+    ),
+  ),
   /** "adapters", "all", or a list of named tensors. @default the adapters that want gradients, else all weights */
   parameters: v.optional(
-    v.union([v.picklist(["adapters", "all"]), v.custom<readonly NamedTensor[]>((p) => Array.isArray(p) && p.every((e) => typeof e?.name === "string" && e.tensor?.isTensor === true), "expected \"adapters\", \"all\" or a list of { name, tensor }")]) as v.GenericSchema<ParameterChoice>,
+    v.union([
+      v.picklist(["adapters", "all"]),
+      v.custom<readonly NamedTensor[]>(
+        (p) => Array.isArray(p) && p.every((e) => typeof e?.name === "string" && e.tensor?.isTensor === true),
+        'expected "adapters", "all" or a list of { name, tensor }',
+      ),
+    ]) as v.GenericSchema<ParameterChoice>,
   ),
   /** "adamw", "sgd", or an optimizer over the same tensors (then lr comes from here, the rest from it). @default "adamw" */
-  optimizer: v.optional(v.union([v.picklist(["adamw", "sgd"]), v.custom<Optimizer>((o) => method(o, "step") && method(o, "state"), "expected \"adamw\", \"sgd\" or an Optimizer")]), "adamw"),
+  optimizer: v.optional(
+    v.union([
+      v.picklist(["adamw", "sgd"]),
+      v.custom<Optimizer>((o) => method(o, "step") && method(o, "state"), 'expected "adamw", "sgd" or an Optimizer'),
+    ]),
+    "adamw",
+  ),
   /** Peak learning rate. @default 1e-4 */
   lr: v.optional(notNegative, 1e-4),
   /** Decay rates of AdamW's moments. @default [0.9, 0.999] */
@@ -143,5 +175,8 @@ export const TrainOptions = v.strictObject({
 
 type Input = v.InferInput<typeof TrainOptions>;
 /** Options of {@link train}; see the schema of the same name for each. */
-export type TrainOptions<M extends object = object> = Omit<Input, "model" | "objective"> & { model: M; objective?: Objective<M> };
+export type TrainOptions<M extends object = object> = Omit<Input, "model" | "objective"> & {
+  model: M;
+  objective?: Objective<M>;
+};
 export type ResolvedTrainOptions = v.InferOutput<typeof TrainOptions>;

@@ -28,12 +28,18 @@ export function chooseParameters(model: { decoder?: Decoder }, choice: Parameter
   let list: readonly NamedTensor[];
   if (Array.isArray(choice)) list = choice as readonly NamedTensor[];
   else {
-    if (!decoder) throw new OptionsError("[train] parameters: expected a list of named tensors, because the model has no decoder to take them from");
+    if (!decoder)
+      throw new OptionsError(
+        "[train] parameters: expected a list of named tensors, because the model has no decoder to take them from",
+      );
     const adapters = adapterTensors(decoder);
     const wanted = adapters.filter((p) => p.tensor.requiresGrad);
     if (choice === "adapters" || (choice === undefined && wanted.length > 0)) {
       list = wanted.length > 0 ? wanted : adapters;
-      if (list.length === 0) throw new OptionsError('[train] parameters: "adapters" needs a model with adapters (applyLora), got one without');
+      if (list.length === 0)
+        throw new OptionsError(
+          '[train] parameters: "adapters" needs a model with adapters (applyLora), got one without',
+        );
     } else {
       const quantized = decoder.linears().find((l) => l.storage.kind !== "dense");
       if (quantized) {
@@ -49,9 +55,13 @@ export function chooseParameters(model: { decoder?: Decoder }, choice: Parameter
   const names = new Set<string>();
   const tensors = new Set<Tensor>();
   for (const { name, tensor } of list) {
-    if (names.has(name) || tensors.has(tensor)) throw new OptionsError(`[train] parameters: ${name} is listed twice`, { name });
+    if (names.has(name) || tensors.has(tensor))
+      throw new OptionsError(`[train] parameters: ${name} is listed twice`, { name });
     if (tensor.dtype === "f16") {
-      throw new UnsupportedError(`[train] ${name} is f16, whose gradients underflow without loss scaling; load the model with dtype "bf16" or "f32"`, { name });
+      throw new UnsupportedError(
+        `[train] ${name} is f16, whose gradients underflow without loss scaling; load the model with dtype "bf16" or "f32"`,
+        { name },
+      );
     }
     names.add(name);
     tensors.add(tensor);

@@ -8,7 +8,9 @@ export interface Progress {
 
 function duration(ms: number): string {
   const seconds = Math.round(ms / 1000);
-  const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60].map((n) => String(n).padStart(2, "0"));
+  const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60].map((n) =>
+    String(n).padStart(2, "0"),
+  );
   return (parts[0] === "00" ? parts.slice(1) : parts).join(":");
 }
 
@@ -23,8 +25,12 @@ export function progressLine(report: StepReport, width = 24): string {
 /** Lines that a report adds besides its numbers. */
 function extras(report: StepReport): string[] {
   const lines: string[] = [];
-  if (report.evaluation) lines.push(`step ${report.step}: evaluation loss ${report.evaluation.loss.toFixed(4)}, perplexity ${report.evaluation.perplexity.toFixed(2)}`);
-  for (const { prompt, text } of report.samples ?? []) lines.push(`step ${report.step}: ${JSON.stringify(prompt)} → ${JSON.stringify(text)}`);
+  if (report.evaluation)
+    lines.push(
+      `step ${report.step}: evaluation loss ${report.evaluation.loss.toFixed(4)}, perplexity ${report.evaluation.perplexity.toFixed(2)}`,
+    );
+  for (const { prompt, text } of report.samples ?? [])
+    lines.push(`step ${report.step}: ${JSON.stringify(prompt)} → ${JSON.stringify(text)}`);
   if (report.checkpoint !== undefined) lines.push(`step ${report.step}: checkpoint ${report.checkpoint}`);
   return lines;
 }
@@ -35,7 +41,8 @@ export function createProgress(kind: "auto" | "bar" | "json" | "none", every: nu
   if (chosen === "json") {
     return {
       report: (r) => {
-        if (r.step % every === 0 || r.step === totalSteps || extras(r).length > 0) process.stdout.write(`${JSON.stringify({ type: "step", ...r })}\n`);
+        if (r.step % every === 0 || r.step === totalSteps || extras(r).length > 0)
+          process.stdout.write(`${JSON.stringify({ type: "step", ...r })}\n`);
       },
       end: () => {},
     };

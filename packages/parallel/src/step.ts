@@ -54,7 +54,13 @@ function read(t: Tensor): Promise<Float32Array> {
 }
 
 /** Queues forward and backward of a micro-batch; gradients are added to the parameters'. */
-function queueMicroBatch<M>(model: M, objective: Objective<M>, batch: TokenBatch, context: ObjectiveContext, number: number): Queued {
+function queueMicroBatch<M>(
+  model: M,
+  objective: Objective<M>,
+  batch: TokenBatch,
+  context: ObjectiveContext,
+  number: number,
+): Queued {
   return scope(() => {
     setRandomStep(number);
     const result = objective(model, batch, context);
@@ -89,14 +95,24 @@ export class StepRunner<M> {
    * Queues one step: gradient = Σ over micro-batches of d lossSum / Σ weightSum.
    * @returns resolves when the step is queued, with a promise of its numbers
    */
-  async queue(micros: readonly TokenBatch[], context: ObjectiveContext, settings: StepSettings): Promise<{ numbers: Promise<StepNumbers>; updated: boolean }> {
+  async queue(
+    micros: readonly TokenBatch[],
+    context: ObjectiveContext,
+    settings: StepSettings,
+  ): Promise<{ numbers: Promise<StepNumbers>; updated: boolean }> {
     const { optimizer } = settings;
     const queued: Queued[] = [];
     for (const [i, batch] of micros.entries()) {
       // Nothing to learn here means no gradient from here.
       if (batchWeight(batch) === 0) continue;
       while (this.#ahead.length >= 2) await this.#ahead.shift();
-      const q = queueMicroBatch(this.#model, this.#objective, batch, context, microBatchNumber(settings.seed, context.step, i));
+      const q = queueMicroBatch(
+        this.#model,
+        this.#objective,
+        batch,
+        context,
+        microBatchNumber(settings.seed, context.step, i),
+      );
       this.#ahead.push(q.values);
       queued.push(q);
     }
@@ -104,10 +120,17 @@ export class StepRunner<M> {
     for (const q of queued) weight += typeof q.weight === "number" ? q.weight : await q.weight;
     if (!(weight > 0)) {
       optimizer.zeroGrad();
-      const numbers = Promise.resolve<StepNumbers>({ lossSum: Number.NaN, weight: 0, gradNorm: 0, metricSums: {}, skipped: "no-labels" });
+      const numbers = Promise.resolve<StepNumbers>({
+        lossSum: Number.NaN,
+        weight: 0,
+        gradNorm: 0,
+        metricSums: {},
+        skipped: "no-labels",
+      });
       return { numbers, updated: false };
     }
-    const update = (): Tensor => optimizer.step({ lr: settings.lr, gradScale: 1 / weight, maxGradNorm: settings.maxGradNorm });
+    const update = (): Tensor =>
+      optimizer.step({ lr: settings.lr, gradScale: 1 / weight, maxGradNorm: settings.maxGradNorm });
     let norm: Promise<Float32Array>;
     let updated = true;
     if (settings.skipNonFinite) {
@@ -135,7 +158,12 @@ async function allFinite(queued: readonly Queued[]): Promise<boolean> {
 }
 
 /** Sums the micro-batches' numbers in double precision. */
-async function collect(queued: readonly Queued[], norm: Promise<Float32Array>, weight: number, updated: boolean): Promise<StepNumbers> {
+async function collect(
+  queued: readonly Queued[],
+  norm: Promise<Float32Array>,
+  weight: number,
+  updated: boolean,
+): Promise<StepNumbers> {
   let lossSum = 0;
   const metricSums: Record<string, number> = {};
   for (const q of queued) {
@@ -146,4 +174,3 @@ async function collect(queued: readonly Queued[], norm: Promise<Float32Array>, w
   const gradNorm = (await norm)[0]! / weight;
   return { lossSum, weight, gradNorm, metricSums, ...(updated ? {} : { skipped: "non-finite" as const }) };
 }
-

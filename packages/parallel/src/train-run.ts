@@ -45,7 +45,7 @@ export class TrainRun implements AsyncIterable<StepReport> {
 
   async *[Symbol.asyncIterator](): AsyncGenerator<StepReport, void, undefined> {
     this.#watched = true;
-    for (let at = 0; ; ) {
+    for (let at = 0; ;) {
       while (at < this.reports.length) yield this.reports[at++]!;
       if (this.#ended) break;
       await new Promise<void>((resolve) => this.#wake.push(resolve));

@@ -1,12 +1,33 @@
-import { createAdamW, full, memory, native, NumericError, OptionsError, scale, scope, setExecution, synchronize, tensor, UnsupportedError } from "@llm/core";
+import {
+  createAdamW,
+  full,
+  memory,
+  native,
+  NumericError,
+  OptionsError,
+  scale,
+  scope,
+  setExecution,
+  synchronize,
+  tensor,
+  UnsupportedError,
+} from "@llm/core";
 import type { CausalLM, TokenBatch } from "@llm/models";
 import { packIds, randomDocuments, tinyModel } from "@llm/testing";
 import { describe, expect, it, vi } from "vitest";
 import { bitsOf, withAdapters } from "./adapters.test-support.js";
-import { batchWeight, type BatchRequest, causalLanguageModel, type StepReport, train, type TrainResult } from "./index.js";
+import {
+  batchWeight,
+  type BatchRequest,
+  causalLanguageModel,
+  type StepReport,
+  train,
+  type TrainResult,
+} from "./index.js";
 import { adapterTensors } from "./parameters.js";
 
-const text = (model: CausalLM, line = "the quick brown fox jumps over the lazy dog. "): TokenBatch => packIds([model.tokenizer.encode(line), model.tokenizer.encode("hello world")]);
+const text = (model: CausalLM, line = "the quick brown fox jumps over the lazy dog. "): TokenBatch =>
+  packIds([model.tokenizer.encode(line), model.tokenizer.encode("hello world")]);
 
 async function collect(run: AsyncIterable<StepReport>): Promise<StepReport[]> {
   const reports: StepReport[] = [];
@@ -49,13 +70,27 @@ describe("train", () => {
     const model = tinyModel();
     const batch = text(model);
     const seen: number[] = [];
-    const run = train({ model, data: [batch], steps: 6, lr: 0.01, schedule: { kind: "linear", warmupSteps: 2 }, onReport: (r) => seen.push(r.step) });
+    const run = train({
+      model,
+      data: [batch],
+      steps: 6,
+      lr: 0.01,
+      schedule: { kind: "linear", warmupSteps: 2 },
+      onReport: (r) => seen.push(r.step),
+    });
     const reports = await collect(run);
     expect(reports.map((r) => r.step)).toEqual([1, 2, 3, 4, 5, 6]);
     expect(seen).toEqual([1, 2, 3, 4, 5, 6]);
     const first = reports[0]!;
-    expect(first).toMatchObject({ totalSteps: 6, epoch: 0, tokens: batch.ids_T.length, learnedTokens: batchWeight(batch) });
-    expect(reports.map((r) => r.lr)).toEqual([0.01 / 3, 0.02 / 3, 0.01, 0.0075, 0.005, 0.0025].map((lr) => expect.closeTo(lr, 9)));
+    expect(first).toMatchObject({
+      totalSteps: 6,
+      epoch: 0,
+      tokens: batch.ids_T.length,
+      learnedTokens: batchWeight(batch),
+    });
+    expect(reports.map((r) => r.lr)).toEqual(
+      [0.01 / 3, 0.02 / 3, 0.01, 0.0075, 0.005, 0.0025].map((lr) => expect.closeTo(lr, 9)),
+    );
     for (const r of reports) {
       expect(r.gradNorm).toBeGreaterThan(0);
       expect(r.tokensPerSecond).toBeGreaterThan(0);
@@ -72,7 +107,9 @@ describe("train", () => {
     batch.lossWeights_T = Float32Array.from({ length: batch.ids_T.length }, (_, t) => (t % 3) / 2);
     const parameters = model.decoder.trainable();
     for (const p of parameters) p.tensor.requiresGrad = true;
-    const { loss } = await collect(train({ model, data: [batch], steps: 1, lr: 0, maxGradNorm: 0, parameters })).then(([r]) => r!);
+    const { loss } = await collect(train({ model, data: [batch], steps: 1, lr: 0, maxGradNorm: 0, parameters })).then(
+      ([r]) => r!,
+    );
     const logits = scope(() => model.decoder.logits(model.hidden(batch)).keep());
     const values = logits.dataSync() as Float32Array;
     let sum = 0;
@@ -90,14 +127,27 @@ describe("train", () => {
     const documents = randomDocuments([31, 5, 18, 12, 9, 27, 3, 14], { vocabSize: 259 });
     const weights = async (options: { batchSize: number; accumulation?: number; microBatchTokens?: number }) => {
       const model = tinyModel();
-      const run = train({ model, data: source(documents), steps: 3, lr: 1e-2, optimizer: "sgd", maxGradNorm: 0.5, ...options });
+      const run = train({
+        model,
+        data: source(documents),
+        steps: 3,
+        lr: 1e-2,
+        optimizer: "sgd",
+        maxGradNorm: 0.5,
+        ...options,
+      });
       const reports = await collect(run);
       const values = model.decoder.trainable().map((p) => Float32Array.from(p.tensor.dataSync() as Float32Array));
       model.dispose();
       return { reports, values };
     };
     const whole = await weights({ batchSize: 8 });
-    for (const cut of [{ batchSize: 8, microBatchTokens: 40 }, { batchSize: 8, microBatchTokens: 1 }, { batchSize: 2, accumulation: 4 }, { batchSize: 4, accumulation: 2, microBatchTokens: 20 }]) {
+    for (const cut of [
+      { batchSize: 8, microBatchTokens: 40 },
+      { batchSize: 8, microBatchTokens: 1 },
+      { batchSize: 2, accumulation: 4 },
+      { batchSize: 4, accumulation: 2, microBatchTokens: 20 },
+    ]) {
       const parts = await weights(cut);
       parts.reports.forEach((r, i) => {
         expect(r.tokens).toBe(whole.reports[i]!.tokens);
@@ -126,7 +176,9 @@ describe("train", () => {
   it("gives a step without labels no update and says so", async () => {
     const model = tinyModel();
     const before = bitsOf(model.decoder.trainable());
-    const [report] = await collect(train({ model, data: [packIds(randomDocuments([9], { vocabSize: 259 }), { learn: () => false })], steps: 1 }));
+    const [report] = await collect(
+      train({ model, data: [packIds(randomDocuments([9], { vocabSize: 259 }), { learn: () => false })], steps: 1 }),
+    );
     expect(report).toMatchObject({ skipped: "no-labels", learnedTokens: 0, loss: Number.NaN });
     expect(bitsOf(model.decoder.trainable())).toEqual(before);
     model.dispose();
@@ -139,7 +191,8 @@ describe("train", () => {
     const reports = await collect(train({ model, data: [text(model)], steps: 30, lr: 3e-2 }));
     expect(reports.at(-1)!.loss).toBeLessThan(reports[0]!.loss - 1);
     expect(bitsOf(model.decoder.trainable())).toEqual(base);
-    for (const [name, bits] of bitsOf(adapterTensors(model.decoder))) expect(bits, name).not.toEqual(adapters.get(name));
+    for (const [name, bits] of bitsOf(adapterTensors(model.decoder)))
+      expect(bits, name).not.toEqual(adapters.get(name));
     expect(adapterTensors(model.decoder).every((p) => p.tensor.requiresGrad && p.tensor.grad === undefined)).toBe(true);
     expect(model.decoder.trainable().some((p) => p.tensor.requiresGrad)).toBe(false);
     model.dispose();
@@ -157,7 +210,9 @@ describe("train", () => {
     const norms = model.decoder.trainable().filter((p) => p.name.includes("norm"));
     const before = bitsOf(model.decoder.trainable());
     await train({ model, data: [text(model)], steps: 2, lr: 0.1, parameters: norms }).done;
-    const changed = [...bitsOf(model.decoder.trainable())].filter(([name, bits]) => Buffer.compare(bits, before.get(name)!) !== 0).map(([name]) => name);
+    const changed = [...bitsOf(model.decoder.trainable())]
+      .filter(([name, bits]) => Buffer.compare(bits, before.get(name)!) !== 0)
+      .map(([name]) => name);
     expect(changed.sort()).toEqual(norms.map((p) => p.name).sort());
     model.dispose();
   });
@@ -190,7 +245,9 @@ describe("train", () => {
     const optimizer = createAdamW(model.decoder.trainable(), { weightDecay: 0.1 });
     await train({ model, data: [text(model)], steps: 3, lr: 1e-2, optimizer }).done;
     expect(optimizer.stepCount).toBe(3);
-    expect(() => train({ model, data: [text(model)], steps: 3, optimizer, weightDecay: 0.2 })).toThrow(/weightDecay: has no effect/);
+    expect(() => train({ model, data: [text(model)], steps: 3, optimizer, weightDecay: 0.2 })).toThrow(
+      /weightDecay: has no effect/,
+    );
     optimizer.dispose();
     model.dispose();
   });
@@ -241,7 +298,10 @@ describe("train", () => {
       return { lossSum: context.step === 2 ? scale(lossSum, Number.NaN) : lossSum, weightSum };
     };
     const run = train({ model, data: [text(model)], steps: 6, objective: bad });
-    const error = await run.done.then(() => undefined, (e: unknown) => e);
+    const error = await run.done.then(
+      () => undefined,
+      (e: unknown) => e,
+    );
     expect(error).toBeInstanceOf(NumericError);
     expect((error as NumericError).data).toMatchObject({ step: 3 });
     expect(run.reports.map((r) => r.step)).toEqual([1, 2]);
@@ -329,7 +389,9 @@ describe("train", () => {
       for (let i = 0; i < 3; i++) yield batch;
     }
     expect((await train({ model, data: () => stream(), steps: 3 }).done).steps).toBe(3);
-    await expect(train({ model, data: () => stream(), steps: 4 }).done).rejects.toThrow(/the data ended after 3 batches, at step 3 of 4/);
+    await expect(train({ model, data: () => stream(), steps: 4 }).done).rejects.toThrow(
+      /the data ended after 3 batches, at step 3 of 4/,
+    );
     expect(() => train({ model, data: () => stream() })).toThrow(/steps: needed/);
     model.dispose();
   });
@@ -339,7 +401,16 @@ describe("train", () => {
       setExecution(mode);
       const model = withAdapters(tinyModel({ hidden: 48 }), { rank: 2, initB: 0.2, dropout: 0.2 });
       const batch = packIds(randomDocuments([60, 9, 33], { vocabSize: 259 }));
-      const reports = await collect(train({ model, data: [batch], steps: 8, lr: 1e-2, microBatchTokens: 50, parameters: [...model.decoder.trainable(), ...adapterTensors(model.decoder)] }));
+      const reports = await collect(
+        train({
+          model,
+          data: [batch],
+          steps: 8,
+          lr: 1e-2,
+          microBatchTokens: 50,
+          parameters: [...model.decoder.trainable(), ...adapterTensors(model.decoder)],
+        }),
+      );
       const bits = bitsOf([...model.decoder.trainable(), ...adapterTensors(model.decoder)]);
       model.dispose();
       return { bits, losses: reports.map((r) => r.loss) };
@@ -384,7 +455,9 @@ describe("train", () => {
     const folder = await mkdtemp(`${tmpdir()}/train-output-`);
     const model = tinyModel();
     await train({ model, data: [text(model)], steps: 2, lr: 1e-2, output: folder }).done;
-    expect(await readdir(folder)).toEqual(expect.arrayContaining(["config.json", "model.safetensors", "tokenizer.json"]));
+    expect(await readdir(folder)).toEqual(
+      expect.arrayContaining(["config.json", "model.safetensors", "tokenizer.json"]),
+    );
     const again = await loadModel(folder);
     expect(bitsOf(again.decoder.trainable())).toEqual(bitsOf(model.decoder.trainable()));
     model.dispose();
@@ -430,7 +503,9 @@ describe("train", () => {
   it("refuses a batch whose arrays do not fit together", async () => {
     const model = tinyModel({ layers: 1 });
     const batch = { ...text(model), labels_T: new Int32Array(3) };
-    await expect(train({ model, data: [batch], steps: 1 }).done).rejects.toThrow(/labels_T must be \[\d+\] like ids_T, got \[3\]/);
+    await expect(train({ model, data: [batch], steps: 1 }).done).rejects.toThrow(
+      /labels_T must be \[\d+\] like ids_T, got \[3\]/,
+    );
     model.dispose();
   });
 

@@ -1,8 +1,29 @@
 /** train(): the trainer. */
-import { createAdamW, createSchedule, createSgd, LlmError, memory, type NamedTensor, NumericError, type Optimizer, OptionsError, parseOptions, type Schedule, UnsupportedError } from "@llm/core";
+import {
+  createAdamW,
+  createSchedule,
+  createSgd,
+  LlmError,
+  memory,
+  type NamedTensor,
+  NumericError,
+  type Optimizer,
+  OptionsError,
+  parseOptions,
+  type Schedule,
+  UnsupportedError,
+} from "@llm/core";
 import type { CausalLM, TokenBatch } from "@llm/models";
 import { checkBatch, openData, type OpenedData, splitBatch } from "./batch-source.js";
-import { checkExact, listCheckpoints, readRunState, removeUnfinished, restoreCheckpoint, type RunState, saveCheckpoint } from "./checkpoint.js";
+import {
+  checkExact,
+  listCheckpoints,
+  readRunState,
+  removeUnfinished,
+  restoreCheckpoint,
+  type RunState,
+  saveCheckpoint,
+} from "./checkpoint.js";
 import { evaluateLoss } from "./evaluate-loss.js";
 import { LossCurve } from "./loss-curve.js";
 import { causalLanguageModel, type Objective } from "./objective.js";
@@ -63,14 +84,23 @@ function planRun(o: ResolvedTrainOptions): RunPlan {
     throw new OptionsError("[train] model: expected a CausalLM, or an own objective with it");
   }
   const dtype = model.decoder?.embed.weight.dtype;
-  if (dtype === "f16") throw new UnsupportedError('[train] a model in f16 needs loss scaling, which does not exist here; load it with dtype "bf16" or "f32"');
+  if (dtype === "f16")
+    throw new UnsupportedError(
+      '[train] a model in f16 needs loss scaling, which does not exist here; load it with dtype "bf16" or "f32"',
+    );
   if (o.precision !== undefined && dtype !== undefined && dtype !== o.precision) {
-    throw new OptionsError(`[train] precision: expected a model in ${o.precision}, got ${dtype}; load it with { dtype: "${o.precision}" }`);
+    throw new OptionsError(
+      `[train] precision: expected a model in ${o.precision}, got ${dtype}; load it with { dtype: "${o.precision}" }`,
+    );
   }
-  if (o.batchSize !== undefined && o.batchTokens !== undefined) throw new OptionsError("[train] expected batchSize or batchTokens, got both");
-  if (o.steps !== undefined && o.epochs !== undefined) throw new OptionsError("[train] expected steps or epochs, got both");
-  if (o.output !== undefined && typeof model.save !== "function") throw new OptionsError("[train] output: the model has no save()");
-  if (o.sample && typeof model.generate !== "function") throw new OptionsError("[train] sample: the model has no generate()");
+  if (o.batchSize !== undefined && o.batchTokens !== undefined)
+    throw new OptionsError("[train] expected batchSize or batchTokens, got both");
+  if (o.steps !== undefined && o.epochs !== undefined)
+    throw new OptionsError("[train] expected steps or epochs, got both");
+  if (o.output !== undefined && typeof model.save !== "function")
+    throw new OptionsError("[train] output: the model has no save()");
+  if (o.sample && typeof model.generate !== "function")
+    throw new OptionsError("[train] sample: the model has no generate()");
 
   const opened = openData(o.data, {
     epochs: o.epochs ?? (o.steps === undefined ? 1 : Infinity),
@@ -78,11 +108,14 @@ function planRun(o: ResolvedTrainOptions): RunPlan {
     ...(o.batchTokens === undefined ? {} : { batchTokens: o.batchTokens }),
     ...(o.seed === undefined ? {} : { seed: o.seed }),
   });
-  const totalSteps = o.steps ?? (opened.totalBatches === undefined ? undefined : Math.ceil(opened.totalBatches / o.accumulation));
-  if (totalSteps === undefined) throw new OptionsError("[train] steps: needed, because the data does not say how long it is");
+  const totalSteps =
+    o.steps ?? (opened.totalBatches === undefined ? undefined : Math.ceil(opened.totalBatches / o.accumulation));
+  if (totalSteps === undefined)
+    throw new OptionsError("[train] steps: needed, because the data does not say how long it is");
 
   const { kind, warmupSteps, warmupRatio, minRatio } = o.schedule;
-  if (warmupSteps !== undefined && warmupRatio !== undefined) throw new OptionsError("[train] schedule: expected warmupSteps or warmupRatio, got both");
+  if (warmupSteps !== undefined && warmupRatio !== undefined)
+    throw new OptionsError("[train] schedule: expected warmupSteps or warmupRatio, got both");
   const schedule = createSchedule({
     kind,
     lr: o.lr,
@@ -115,7 +148,8 @@ function planRun(o: ResolvedTrainOptions): RunPlan {
 }
 
 function makeOptimizer(o: ResolvedTrainOptions, parameters: readonly NamedTensor[]): Optimizer {
-  const given = (keys: readonly ("betas" | "eps" | "momentum" | "weightDecay")[]) => Object.fromEntries(keys.filter((k) => o[k] !== undefined).map((k) => [k, o[k]]));
+  const given = (keys: readonly ("betas" | "eps" | "momentum" | "weightDecay")[]) =>
+    Object.fromEntries(keys.filter((k) => o[k] !== undefined).map((k) => [k, o[k]]));
   const refuse = (keys: readonly ("betas" | "eps" | "momentum" | "weightDecay")[], name: string): void => {
     const [odd] = Object.keys(given(keys));
     if (odd !== undefined) throw new OptionsError(`[train] ${odd}: has no effect on ${name}`);
@@ -132,13 +166,20 @@ function makeOptimizer(o: ResolvedTrainOptions, parameters: readonly NamedTensor
   const known = new Set(o.optimizer.parameters.map((p) => p.tensor));
   const odd = parameters.find((p) => !known.has(p.tensor));
   if (odd || known.size !== parameters.length) {
-    throw new OptionsError(`[train] optimizer: expected one over the ${parameters.length} trained tensors, got one over ${known.size}${odd ? `, without ${odd.name}` : ""}`);
+    throw new OptionsError(
+      `[train] optimizer: expected one over the ${parameters.length} trained tensors, got one over ${known.size}${odd ? `, without ${odd.name}` : ""}`,
+    );
   }
   return o.optimizer;
 }
 
 /** What a resumed run must share with the one that wrote the checkpoint. */
-function exactFacts(o: ResolvedTrainOptions, opened: OpenedData, parameters: readonly NamedTensor[], totalSteps: number): RunState["exact"] {
+function exactFacts(
+  o: ResolvedTrainOptions,
+  opened: OpenedData,
+  parameters: readonly NamedTensor[],
+  totalSteps: number,
+): RunState["exact"] {
   return {
     totalSteps,
     optimizer: typeof o.optimizer === "string" ? o.optimizer : "given",
@@ -171,7 +212,9 @@ async function findCheckpoint(options: NonNullable<ResolvedTrainOptions["checkpo
   if (typeof options.resume === "string") return options.resume;
   if (options.resume) return existing.at(-1);
   if (existing.length > 0) {
-    throw new OptionsError(`[train] checkpoint.folder: ${options.folder} holds checkpoints of another run (${existing.length}); set resume, or choose an empty folder`);
+    throw new OptionsError(
+      `[train] checkpoint.folder: ${options.folder} holds checkpoints of another run (${existing.length}); set resume, or choose an empty folder`,
+    );
   }
   return undefined;
 }
@@ -224,7 +267,10 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
   let evaluation: EvaluationReport | undefined;
   const speed = new Speed(began);
 
-  const report = (at: { step: number; lr: number; epoch: number | undefined; tokens: number; learnedTokens: number }, numbers: StepNumbers): StepReport => {
+  const report = (
+    at: { step: number; lr: number; epoch: number | undefined; tokens: number; learnedTokens: number },
+    numbers: StepNumbers,
+  ): StepReport => {
     const now = performance.now();
     const loss = numbers.lossSum / numbers.weight;
     if (numbers.skipped === undefined && !(Number.isFinite(loss) && Number.isFinite(numbers.gradNorm))) {
@@ -244,7 +290,9 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
       etaMs: ((now - began) / (at.step - first)) * (totalSteps - at.step),
       memoryBytes: memory().liveBytes,
       ...(numbers.skipped ? { skipped: numbers.skipped } : {}),
-      ...(metrics.length > 0 ? { metrics: Object.fromEntries(metrics.map(([name, value]) => [name, value / numbers.weight])) } : {}),
+      ...(metrics.length > 0
+        ? { metrics: Object.fromEntries(metrics.map(([name, value]) => [name, value / numbers.weight])) }
+        : {}),
     };
     tokensRead += at.tokens;
     return made;
@@ -258,7 +306,14 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
   };
   const save = async (): Promise<string> => {
     const { folder, keep } = o.checkpoint!;
-    const state: RunState = { version: 1, step, optimizerSteps: optimizer.stepCount, batches, totalSteps, exact: plan.exact };
+    const state: RunState = {
+      version: 1,
+      step,
+      optimizerSteps: optimizer.stepCount,
+      batches,
+      totalSteps,
+      exact: plan.exact,
+    };
     newest = await saveCheckpoint(folder, parameters, optimizer, state, keep);
     return newest;
   };
@@ -281,7 +336,11 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
       }
       if (read.length === 0) {
         await before;
-        throw new LlmError("OPTIONS", `[train] the data ended after ${batches} batches, at step ${step} of ${totalSteps}`, { step, totalSteps });
+        throw new LlmError(
+          "OPTIONS",
+          `[train] the data ended after ${batches} batches, at step ${step} of ${totalSteps}`,
+          { step, totalSteps },
+        );
       }
       const micros = read.flatMap((batch) => splitBatch(batch, o.microBatchTokens));
       const lr = schedule(step);
@@ -343,4 +402,3 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
     ...(newest === undefined ? {} : { checkpoint: newest }),
   };
 }
-

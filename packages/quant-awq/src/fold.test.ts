@@ -24,7 +24,10 @@ function model(modelType: string, extra: Record<string, unknown> = {}, dtype: "f
   // Norms of one and biases of zero would hide mistakes.
   const rest = [...made.decoder.namedTensors()].filter(([, t]) => t.shape.length === 1);
   for (const [i, [name, t]] of rest.entries()) {
-    const values = Float32Array.from({ length: t.size }, (_, c) => (name.endsWith("bias") ? 0 : 1) + 0.3 * Math.sin(7 * c + i));
+    const values = Float32Array.from(
+      { length: t.size },
+      (_, c) => (name.endsWith("bias") ? 0 : 1) + 0.3 * Math.sin(7 * c + i),
+    );
     if (dtype === "f32") t.write(values);
   }
   return made;
@@ -72,8 +75,12 @@ describe("foldScales", () => {
     const after = foldScales(before, allScales(before));
     expect(largestDifference(before, after)).toBeLessThan(1e-5);
     // It did something, and not to its argument.
-    const weight = linearRoles(after.decoder.blocks[0]!).map(([, l]) => [...(l.storage as { weight: Tensor }).weight.dataSync() as Float32Array]);
-    linearRoles(before.decoder.blocks[0]!).forEach(([, l], i) => expect(weight[i]).not.toEqual([...((l.storage as { weight: Tensor }).weight.dataSync() as Float32Array)]));
+    const weight = linearRoles(after.decoder.blocks[0]!).map(([, l]) => [
+      ...((l.storage as { weight: Tensor }).weight.dataSync() as Float32Array),
+    ]);
+    linearRoles(before.decoder.blocks[0]!).forEach(([, l], i) =>
+      expect(weight[i]).not.toEqual([...((l.storage as { weight: Tensor }).weight.dataSync() as Float32Array)]),
+    );
     expect([...before.decoder.namedTensors()].map(([, t]) => t.dataSync())).toEqual(original);
     after.dispose();
     before.dispose();
@@ -90,7 +97,9 @@ describe("foldScales", () => {
         (side === 0 ? block : folded).inputNorm.weight.dataSync() as Float32Array,
       ]) as [Float32Array, Float32Array, Float32Array, Float32Array];
       // norm · weight is preserved up to the rounding of the weight alone (2^-8); rounding both would reach 2^-7.
-      v.forEach((value, k) => expect(Math.abs((value * m[k % 32]!) / (w[k]! * n[k % 32]!) - 1)).toBeLessThan(2 ** -7.99));
+      v.forEach((value, k) =>
+        expect(Math.abs((value * m[k % 32]!) / (w[k]! * n[k % 32]!) - 1)).toBeLessThan(2 ** -7.99),
+      );
     }
     after.dispose();
     before.dispose();
@@ -108,7 +117,9 @@ describe("foldScales", () => {
 
   it("refuses scales of a wrong length, and a missing block", () => {
     const m = model("llama");
-    expect(() => foldScales(m, [{ qkv: new Float32Array(31).fill(1) }, {}])).toThrow(/scales of .* must be \[32\], got \[31\]/);
+    expect(() => foldScales(m, [{ qkv: new Float32Array(31).fill(1) }, {}])).toThrow(
+      /scales of .* must be \[32\], got \[31\]/,
+    );
     expect(() => foldScales(m, [{}])).toThrow(/expected scales of 2 blocks, got 1/);
     m.dispose();
   });

@@ -1,5 +1,17 @@
 /** Moving per-channel scales from activations into weights; without rounding the model computes the same. C hidden, I inner width. */
-import { dtypes, fuseLinears, type Linear, LinearGroup, native, noGrad, scope, ShapeError, type Tensor, tensor, UnsupportedError } from "@llm/core";
+import {
+  dtypes,
+  fuseLinears,
+  type Linear,
+  LinearGroup,
+  native,
+  noGrad,
+  scope,
+  ShapeError,
+  type Tensor,
+  tensor,
+  UnsupportedError,
+} from "@llm/core";
 import { Block, type CausalLM, Decoder, type DecoderSpec, type Norm } from "@llm/models";
 import { untieHeads } from "./scales.js";
 
@@ -22,7 +34,15 @@ export type LinearRole = "q" | "k" | "v" | "o" | "gate" | "up" | "down";
 export function linearRoles(block: Block): [role: LinearRole, linear: Linear][] {
   const [q, k, v] = block.qkv.linears as [Linear, Linear, Linear];
   const [gate, up] = block.gateUp.linears as [Linear, Linear];
-  return [["q", q], ["k", k], ["v", v], ["o", block.o], ["gate", gate], ["up", up], ["down", block.down]];
+  return [
+    ["q", q],
+    ["k", k],
+    ["v", v],
+    ["o", block.o],
+    ["gate", gate],
+    ["up", up],
+    ["down", block.down],
+  ];
 }
 
 /** What a weight's columns are multiplied by, and its rows (and bias) divided by. */
@@ -36,7 +56,8 @@ export function linearFactors(spec: DecoderSpec, scales: BlockScales, role: Line
   const { hiddenSize: C, intermediateSize: I, heads, kvHeads, headDim } = spec;
   const check = (key: keyof BlockScales, length: number): Float32Array | undefined => {
     const s = scales[key];
-    if (s && s.length !== length) throw new ShapeError(`[foldScales] scales of ${key} must be [${length}], got [${s.length}]`);
+    if (s && s.length !== length)
+      throw new ShapeError(`[foldScales] scales of ${key} must be [${length}], got [${s.length}]`);
     return s;
   };
   const o = check("o", kvHeads * headDim);
@@ -68,7 +89,8 @@ export function divideRows(w: Tensor, rows: Float32Array | undefined): Tensor {
   return native.transpose(native.mulCols(native.transpose(w), tensor(rows), 1));
 }
 
-const cast = (t: Tensor, like: Tensor): Tensor => (t.dtype === like.dtype ? t : native.cast(t, dtypes.indexOf(like.dtype)));
+const cast = (t: Tensor, like: Tensor): Tensor =>
+  t.dtype === like.dtype ? t : native.cast(t, dtypes.indexOf(like.dtype));
 const toF32 = (t: Tensor): Tensor => (t.dtype === "f32" ? t : native.cast(t, 0));
 
 /** A second reference on a tensor, which outlives its first owner. */
@@ -92,9 +114,13 @@ export function foldBias(l: Linear, rows: Float32Array | undefined): Tensor | nu
  * A norm whose output is divided by scales, and the scales that the rounded weight really divides by: the linears behind it are
  * multiplied by these, so that a 16-bit norm weight costs no exactness.
  */
-export function foldNorm(norm: Norm, scales: Float32Array | undefined): { norm: Norm; scales: Float32Array | undefined } {
+export function foldNorm(
+  norm: Norm,
+  scales: Float32Array | undefined,
+): { norm: Norm; scales: Float32Array | undefined } {
   if (!scales) return { norm: sharedNorm(norm), scales: undefined };
-  if (norm.weight.size !== scales.length) throw new ShapeError(`[foldScales] scales of ${norm.name} must be [${norm.weight.size}], got [${scales.length}]`);
+  if (norm.weight.size !== scales.length)
+    throw new ShapeError(`[foldScales] scales of ${norm.name} must be [${norm.weight.size}], got [${scales.length}]`);
   return noGrad(() => {
     const before = scope(() => toF32(norm.weight).dataSync() as Float32Array);
     const weight = scope(() => cast(tensor(before.map((w, c) => w / scales[c]!)), norm.weight));
@@ -107,7 +133,10 @@ export function foldNorm(norm: Norm, scales: Float32Array | undefined): { norm: 
     const lost = real.map((s) => (Number.isFinite(s) && s > 0 ? 0 : 1));
     if (lost.some((l) => l === 1)) {
       weight.dispose();
-      return foldNorm(norm, scales.map((s, c) => (lost[c] ? 1 : s)));
+      return foldNorm(
+        norm,
+        scales.map((s, c) => (lost[c] ? 1 : s)),
+      );
     }
     return { norm: { name: norm.name, weight: weight.keep() }, scales: real };
   });
@@ -116,12 +145,17 @@ export function foldNorm(norm: Norm, scales: Float32Array | undefined): { norm: 
 /** How the weight of a linear becomes its new form: dense in its own dtype here, rounded in quantize(). */
 export type MakeLinear = (role: LinearRole, linear: Linear, factors: Factors) => Linear;
 
-const sharedLinear = (l: Linear, weight: Tensor): Linear => l.with({ storage: { kind: "dense", weight: shared(weight) }, bias: foldBias(l, undefined) });
+const sharedLinear = (l: Linear, weight: Tensor): Linear =>
+  l.with({ storage: { kind: "dense", weight: shared(weight) }, bias: foldBias(l, undefined) });
 
 /** A dense linear with scales moved into it; shares its tensors when there are none. */
 export const foldedLinear: MakeLinear = (_role, l, { columns, rows }) => {
-  if (l.storage.kind !== "dense") throw new ShapeError(`[foldScales] ${l.name} is stored as ${l.storage.kind}, expected dense`, { name: l.name });
-  if (l.deltas.length > 0) throw new UnsupportedError(`[foldScales] ${l.name} carries an adapter: merge it first (mergeLora)`, { name: l.name });
+  if (l.storage.kind !== "dense")
+    throw new ShapeError(`[foldScales] ${l.name} is stored as ${l.storage.kind}, expected dense`, { name: l.name });
+  if (l.deltas.length > 0)
+    throw new UnsupportedError(`[foldScales] ${l.name} carries an adapter: merge it first (mergeLora)`, {
+      name: l.name,
+    });
   const { weight } = l.storage;
   if (!columns && !rows) return sharedLinear(l, weight);
   const scaled = noGrad(() => scope(() => cast(divideRows(scaleColumns(toF32(weight), columns), rows), weight)));
@@ -130,7 +164,11 @@ export const foldedLinear: MakeLinear = (_role, l, { columns, rows }) => {
 
 function group(before: LinearGroup, linears: readonly Linear[], changed: boolean): LinearGroup {
   if (linears.some((l) => l.storage.kind !== "dense")) return new LinearGroup(linears);
-  if (!changed && before.fused) return new LinearGroup(linears, { weight: shared(before.fused.weight), bias: before.fused.bias ? shared(before.fused.bias) : null });
+  if (!changed && before.fused)
+    return new LinearGroup(linears, {
+      weight: shared(before.fused.weight),
+      bias: before.fused.bias ? shared(before.fused.bias) : null,
+    });
   const fused = fuseLinears(linears);
   // The group's buffer holds copies now.
   if (fused.fused) for (const l of linears) for (const [, t] of l.storageTensors()) t.dispose();
@@ -138,10 +176,19 @@ function group(before: LinearGroup, linears: readonly Linear[], changed: boolean
 }
 
 /** A block with scales moved into its norms and linears; shares no owner with `block`, only memory. */
-export function foldBlock(spec: DecoderSpec, block: Block, scales: BlockScales, make: MakeLinear = foldedLinear): Block {
+export function foldBlock(
+  spec: DecoderSpec,
+  block: Block,
+  scales: BlockScales,
+  make: MakeLinear = foldedLinear,
+): Block {
   const input = foldNorm(block.inputNorm, scales.qkv);
   const post = foldNorm(block.postNorm, scales.gateUp);
-  const real: BlockScales = { ...scales, ...(input.scales ? { qkv: input.scales } : {}), ...(post.scales ? { gateUp: post.scales } : {}) };
+  const real: BlockScales = {
+    ...scales,
+    ...(input.scales ? { qkv: input.scales } : {}),
+    ...(post.scales ? { gateUp: post.scales } : {}),
+  };
   const made = new Map(linearRoles(block).map(([role, l]) => [role, make(role, l, linearFactors(spec, real, role))]));
   const members = (...roles: LinearRole[]): Linear[] => roles.map((role) => made.get(role)!);
   return new Block(spec, block.index, {
@@ -158,8 +205,14 @@ export function foldBlock(spec: DecoderSpec, block: Block, scales: BlockScales, 
 
 /** A decoder with other blocks; embedding, norm and head are shared. */
 export function withBlocks(decoder: Decoder, blocks: Block[], head?: Linear): Decoder {
-  const kept = decoder.head?.storage.kind === "dense" ? sharedLinear(decoder.head, decoder.head.storage.weight) : decoder.head;
-  return new Decoder(decoder.spec, { embed: sharedNorm(decoder.embed), blocks, norm: sharedNorm(decoder.norm), head: head ?? kept });
+  const kept =
+    decoder.head?.storage.kind === "dense" ? sharedLinear(decoder.head, decoder.head.storage.weight) : decoder.head;
+  return new Decoder(decoder.spec, {
+    embed: sharedNorm(decoder.embed),
+    blocks,
+    norm: sharedNorm(decoder.norm),
+    head: head ?? kept,
+  });
 }
 
 /**
@@ -172,6 +225,14 @@ export function withBlocks(decoder: Decoder, blocks: Block[], head?: Linear): De
  */
 export function foldScales(model: CausalLM, scales: readonly BlockScales[]): CausalLM {
   const { decoder } = model;
-  if (scales.length !== decoder.blocks.length) throw new ShapeError(`[foldScales] expected scales of ${decoder.blocks.length} blocks, got ${scales.length}`);
-  return model.withDecoder(noGrad(() => withBlocks(decoder, decoder.blocks.map((b, i) => foldBlock(decoder.spec, b, scales[i]!)))));
+  if (scales.length !== decoder.blocks.length)
+    throw new ShapeError(`[foldScales] expected scales of ${decoder.blocks.length} blocks, got ${scales.length}`);
+  return model.withDecoder(
+    noGrad(() =>
+      withBlocks(
+        decoder,
+        decoder.blocks.map((b, i) => foldBlock(decoder.spec, b, scales[i]!)),
+      ),
+    ),
+  );
 }

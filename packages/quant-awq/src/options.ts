@@ -23,7 +23,9 @@ export interface QuantizeProgress {
 }
 
 const isCalibration = (value: unknown): value is CalibrationData =>
-  typeof value === "object" && value !== null && (typeof (value as CalibrationSource).batches === "function" || Symbol.iterator in value);
+  typeof value === "object" &&
+  value !== null &&
+  (typeof (value as CalibrationSource).batches === "function" || Symbol.iterator in value);
 
 const positive = v.pipe(v.number(), v.integer(), v.minValue(1));
 
@@ -37,7 +39,9 @@ export const QuantizeOptions = v.strictObject({
   /** Zero point fixed at 8 and scale = max|w| / 7, instead of the group's own minimum and maximum. @default false */
   symmetric: v.optional(v.boolean(), false),
   /** For "awq": what the model reads while its activations are measured. */
-  calibration: v.optional(v.custom<CalibrationData>(isCalibration, "expected blocks of ids (Int32Array[]), packed batches, or a data set")),
+  calibration: v.optional(
+    v.custom<CalibrationData>(isCalibration, "expected blocks of ids (Int32Array[]), packed batches, or a data set"),
+  ),
   /** For "awq": longer documents are cut into pieces of this many tokens, shorter ones packed up to it. @default 512 */
   blockTokens: v.optional(positive),
   /** For "awq": blocks of `blockTokens` that are used, the first ones. @default 128 */
@@ -54,6 +58,8 @@ export const QuantizeOptions = v.strictObject({
   compute: v.optional(v.picklist(["exact", "int8"]), "exact"),
   signal: v.optional(v.instance(AbortSignal)),
   /** Called after each linear. */
-  onProgress: v.optional(v.custom<(progress: QuantizeProgress) => void>((value) => typeof value === "function", "expected a function")),
+  onProgress: v.optional(
+    v.custom<(progress: QuantizeProgress) => void>((value) => typeof value === "function", "expected a function"),
+  ),
 });
 export type QuantizeOptions = v.InferInput<typeof QuantizeOptions>;

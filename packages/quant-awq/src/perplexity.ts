@@ -18,7 +18,11 @@ export interface Perplexity {
  * @param blocks ids, at least two each
  * @throws {FormatError} no blocks, or one too short
  */
-export async function perplexityOf(model: Pick<LanguageModel, "score">, blocks: readonly Int32Array[], options: { signal?: AbortSignal } = {}): Promise<Perplexity> {
+export async function perplexityOf(
+  model: Pick<LanguageModel, "score">,
+  blocks: readonly Int32Array[],
+  options: { signal?: AbortSignal } = {},
+): Promise<Perplexity> {
   if (blocks.length === 0) throw new FormatError("[perplexityOf] expected at least one block of ids, got none");
   const parts: Perplexity["blocks"] = [];
   for (const ids of blocks) {

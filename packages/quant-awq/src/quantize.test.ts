@@ -40,7 +40,10 @@ describe("rounding", () => {
   });
 
   it("keeps scales that f16 can hold, so that a folder holds the same weights", () => {
-    const w = tensor(Float32Array.from({ length: 96 }, (_, i) => Math.sin(i * 1.37) * 0.031), [2, 48]);
+    const w = tensor(
+      Float32Array.from({ length: 96 }, (_, i) => Math.sin(i * 1.37) * 0.031),
+      [2, 48],
+    );
     const { scales } = roundToNearest(w, { group: 32, symmetric: false });
     const again = native.cast(native.cast(scales, 1), 0).dataSync();
     expect([...again]).toEqual([...scales.dataSync()]);
@@ -86,7 +89,12 @@ describe("calibration blocks", () => {
   it("cut long documents, pack short ones without letting them see each other, and stop at maxBlocks", () => {
     const docs = [Int32Array.from({ length: 10 }, (_, i) => i), Int32Array.of(20, 21), Int32Array.of(30, 31, 32)];
     const blocks = calibrationBlocks(docs, 4, 9, 100);
-    expect(blocks.map((b) => [...b.ids_T])).toEqual([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 20, 21], [30, 31, 32]]);
+    expect(blocks.map((b) => [...b.ids_T])).toEqual([
+      [0, 1, 2, 3],
+      [4, 5, 6, 7],
+      [8, 9, 20, 21],
+      [30, 31, 32],
+    ]);
     expect([...blocks[2]!.cuSeqlens_B1]).toEqual([0, 2, 4]);
     expect([...blocks[2]!.positions_T]).toEqual([0, 1, 0, 1]);
     expect(calibrationBlocks(docs, 4, 2, 100)).toEqual(blocks.slice(0, 2));
@@ -108,28 +116,35 @@ describe("calibration blocks", () => {
 });
 
 describe("quantize", () => {
-  it.each(["llama", "qwen2", "qwen3"] as const)("finds scales and clips that are never worse than rounding alone, on every linear of %s", async (modelType) => {
-    const model = tinyModel({ modelType, hidden: 64, std: 0.15 });
-    const before = [...model.decoder.namedTensors()].map(([name, t]) => [name, [...(t.bitsSync() as Float32Array)]]);
-    const seen: QuantizeProgress[] = [];
-    const awq = await quantize(model, { groupSize: 32, calibration, onProgress: (p) => seen.push(p) });
-    const { linears } = awq.quantization;
-    expect(linears.map((l) => l.name)).toEqual(model.decoder.blocks.flatMap((b) => linearRoles(b).map(([, l]) => l.name)));
-    expect(seen).toEqual(linears.map((l, i) => ({ layer: Math.floor(i / 7), of: 2, name: l.name })));
-    for (const l of linears) {
-      expect(l.errorRtn).toBeGreaterThan(0);
-      expect(l.errorAwq).toBeLessThanOrEqual(l.errorRtn!);
-    }
-    // The search found something, and clips stay off q and k.
-    expect(linears.some((l) => l.ratio !== null)).toBe(true);
-    expect(linears.some((l) => l.clipped > 0)).toBe(true);
-    expect(linears.filter((l) => /[qk]_proj$/.test(l.name)).every((l) => l.clipped === 0)).toBe(true);
-    expect(awq.quantization.calibration).toEqual({ tokens: 193, blocks: 1 });
-    expect(awq.quantization.bytesAfter).toBeLessThan(awq.quantization.bytesBefore);
-    expect([...model.decoder.namedTensors()].map(([name, t]) => [name, [...(t.bitsSync() as Float32Array)]])).toEqual(before);
-    model.dispose();
-    awq.dispose();
-  });
+  it.each(["llama", "qwen2", "qwen3"] as const)(
+    "finds scales and clips that are never worse than rounding alone, on every linear of %s",
+    async (modelType) => {
+      const model = tinyModel({ modelType, hidden: 64, std: 0.15 });
+      const before = [...model.decoder.namedTensors()].map(([name, t]) => [name, [...(t.bitsSync() as Float32Array)]]);
+      const seen: QuantizeProgress[] = [];
+      const awq = await quantize(model, { groupSize: 32, calibration, onProgress: (p) => seen.push(p) });
+      const { linears } = awq.quantization;
+      expect(linears.map((l) => l.name)).toEqual(
+        model.decoder.blocks.flatMap((b) => linearRoles(b).map(([, l]) => l.name)),
+      );
+      expect(seen).toEqual(linears.map((l, i) => ({ layer: Math.floor(i / 7), of: 2, name: l.name })));
+      for (const l of linears) {
+        expect(l.errorRtn).toBeGreaterThan(0);
+        expect(l.errorAwq).toBeLessThanOrEqual(l.errorRtn!);
+      }
+      // The search found something, and clips stay off q and k.
+      expect(linears.some((l) => l.ratio !== null)).toBe(true);
+      expect(linears.some((l) => l.clipped > 0)).toBe(true);
+      expect(linears.filter((l) => /[qk]_proj$/.test(l.name)).every((l) => l.clipped === 0)).toBe(true);
+      expect(awq.quantization.calibration).toEqual({ tokens: 193, blocks: 1 });
+      expect(awq.quantization.bytesAfter).toBeLessThan(awq.quantization.bytesBefore);
+      expect([...model.decoder.namedTensors()].map(([name, t]) => [name, [...(t.bitsSync() as Float32Array)]])).toEqual(
+        before,
+      );
+      model.dispose();
+      awq.dispose();
+    },
+  );
 
   it.each([
     [["q_proj", "k_proj", "v_proj"], "attention"],
@@ -143,17 +158,38 @@ describe("quantize", () => {
     const block = calibrationBlocks(calibration, 512, 1, 259)[0]!;
     const outputs = (m: CausalLM): { attention: Tensor; mlp: Tensor } => {
       const [b] = m.decoder.blocks as [(typeof m.decoder.blocks)[0]];
-      const inputs = { ids_T: tensor(block.ids_T), positions_T: tensor(block.positions_T), cuSeqlens_B1: tensor(block.cuSeqlens_B1), length: 64 };
+      const inputs = {
+        ids_T: tensor(block.ids_T),
+        positions_T: tensor(block.positions_T),
+        cuSeqlens_B1: tensor(block.cuSeqlens_B1),
+        length: 64,
+      };
       const x = native.embedding(inputs.ids_T, m.decoder.embed.weight);
-      const attention = b.o.forward(b.attend(native.rmsNorm(x, b.inputNorm.weight, 1e-6)[0], inputs, m.decoder.rotary(64)));
-      return { attention, mlp: b.down.forward(native.swiglu(b.gateUp.forward(native.addRmsNorm(attention, x, b.postNorm.weight, 1e-6)[0]))) };
+      const attention = b.o.forward(
+        b.attend(native.rmsNorm(x, b.inputNorm.weight, 1e-6)[0], inputs, m.decoder.rotary(64)),
+      );
+      return {
+        attention,
+        mlp: b.down.forward(
+          native.swiglu(b.gateUp.forward(native.addRmsNorm(attention, x, b.postNorm.weight, 1e-6)[0])),
+        ),
+      };
     };
     for (const method of ["awq", "rtn"] as const) {
-      const made = await quantize(model, { method, groupSize: 32, modulesToNotConvert: others, ...(method === "awq" ? { calibration } : {}) });
+      const made = await quantize(model, {
+        method,
+        groupSize: 32,
+        modulesToNotConvert: others,
+        ...(method === "awq" ? { calibration } : {}),
+      });
       const awq = await quantize(model, { groupSize: 32, modulesToNotConvert: others, calibration });
-      const reported = awq.quantization.linears.filter((l) => l.stored === "w4").map((l) => (method === "awq" ? l.errorAwq! : l.errorRtn!));
+      const reported = awq.quantization.linears
+        .filter((l) => l.stored === "w4")
+        .map((l) => (method === "awq" ? l.errorAwq! : l.errorRtn!));
       expect(reported).toHaveLength(names.length);
-      const error = noGrad(() => scope(() => native.mse(outputs(made)[inspected], outputs(model)[inspected]).itemSync()));
+      const error = noGrad(() =>
+        scope(() => native.mse(outputs(made)[inspected], outputs(model)[inspected]).itemSync()),
+      );
       for (const value of reported) expect(value / error).toBeCloseTo(1, 2);
       for (const m of [made, awq]) m.dispose();
     }
@@ -163,11 +199,13 @@ describe("quantize", () => {
   it("halves the error of rounding where 1 % of the input channels are 20 times larger (w4, groups of 128)", async () => {
     const model = tinyModel({ hidden: 256, intermediate: 512, heads: 4, kvHeads: 2, layers: 1, std: 0.05 });
     const block = model.decoder.blocks[0]!;
-    for (const { weight } of [block.inputNorm, block.postNorm]) weight.write(Float32Array.from({ length: 256 }, (_, c) => ([17, 101, 230].includes(c) ? 20 : 1)));
+    for (const { weight } of [block.inputNorm, block.postNorm])
+      weight.write(Float32Array.from({ length: 256 }, (_, c) => ([17, 101, 230].includes(c) ? 20 : 1)));
     scaleRows(block.gateUp.linears[1]!, [5, 133, 260, 389, 500], 20);
     scaleRows(block.qkv.linears[2]!, [40], 20);
     const awq = await quantize(model, { groupSize: 128, calibration });
-    for (const { name, errorAwq, errorRtn } of awq.quantization.linears) expect(errorAwq! / errorRtn!, name).toBeLessThanOrEqual(0.5);
+    for (const { name, errorAwq, errorRtn } of awq.quantization.linears)
+      expect(errorAwq! / errorRtn!, name).toBeLessThanOrEqual(0.5);
     model.dispose();
     awq.dispose();
   });
@@ -183,7 +221,10 @@ describe("quantize", () => {
     const fast = await quantize(model, { groupSize: 32, calibration, compute: "int8" });
     expect(w4(fast.decoder.linears()[0]!).q.dataSync()).toEqual(w4(awq.decoder.linears()[0]!).q.dataSync());
     const c = fast.logits(ids).dataSync() as Float32Array;
-    const [error, size] = a.reduce(([e, s], value, i) => [e + (value - c[i]!) ** 2, s + value ** 2], [0, 0]) as [number, number];
+    const [error, size] = a.reduce(([e, s], value, i) => [e + (value - c[i]!) ** 2, s + value ** 2], [0, 0]) as [
+      number,
+      number,
+    ];
     expect(Math.sqrt(error / size)).toBeLessThan(0.05);
     expect(error).toBeGreaterThan(0);
     for (const m of [model, awq, fast]) m.dispose();
@@ -191,8 +232,13 @@ describe("quantize", () => {
 
   it("gives the same bits every time", async () => {
     const model = tinyModel({ hidden: 32, std: 0.15 });
-    const [a, b] = [await quantize(model, { groupSize: 32, calibration }), await quantize(model, { groupSize: 32, calibration })];
-    expect([...a.decoder.namedTensors()].map(([n, t]) => [n, t.bitsSync()])).toEqual([...b.decoder.namedTensors()].map(([n, t]) => [n, t.bitsSync()]));
+    const [a, b] = [
+      await quantize(model, { groupSize: 32, calibration }),
+      await quantize(model, { groupSize: 32, calibration }),
+    ];
+    expect([...a.decoder.namedTensors()].map(([n, t]) => [n, t.bitsSync()])).toEqual(
+      [...b.decoder.namedTensors()].map(([n, t]) => [n, t.bitsSync()]),
+    );
     expect(a.quantization).toEqual(b.quantization);
     for (const m of [model, a, b]) m.dispose();
   });
@@ -202,27 +248,42 @@ describe("quantize", () => {
     const rtn = await quantize(model, { method: "rtn", groupSize: 32 });
     for (const [i, l] of rtn.decoder.linears().entries()) {
       expect(w4(l).scales.shape).toEqual([l.outFeatures, 2]);
-      const expected = fakeQuantize((model.decoder.linears()[i]!.storage as { weight: Tensor }).weight, { group: 32, symmetric: false });
+      const expected = fakeQuantize((model.decoder.linears()[i]!.storage as { weight: Tensor }).weight, {
+        group: 32,
+        symmetric: false,
+      });
       expect(l.dequantize("f32").dataSync()).toEqual(expected.dataSync());
     }
-    expect(rtn.quantization.linears.every((l) => l.ratio === null && l.errorRtn === undefined && l.clipped === 0)).toBe(true);
+    expect(rtn.quantization.linears.every((l) => l.ratio === null && l.errorRtn === undefined && l.clipped === 0)).toBe(
+      true,
+    );
     for (const m of [model, rtn]) m.dispose();
   });
 
   it("uses zeros of 8 when symmetric, and still searches", async () => {
     const model = tinyModel({ hidden: 32, std: 0.15, layers: 1 });
     const awq = await quantize(model, { groupSize: 32, symmetric: true, calibration });
-    for (const l of awq.decoder.linears()) expect((w4(l).zeros.dataSync() as Uint8Array).every((z) => z === 8)).toBe(true);
+    for (const l of awq.decoder.linears())
+      expect((w4(l).zeros.dataSync() as Uint8Array).every((z) => z === 8)).toBe(true);
     expect(awq.quantization.linears.every((l) => l.errorAwq! <= l.errorRtn!)).toBe(true);
     for (const m of [model, awq]) m.dispose();
   });
 
   it("leaves listed linears dense, whose folded weights still belong to the rest", async () => {
     const model = tinyModel({ hidden: 64, std: 0.15, layers: 2 });
-    const awq = await quantize(model, { groupSize: 32, calibration, modulesToNotConvert: ["v_proj", "layers.1.mlp.up_proj"] });
+    const awq = await quantize(model, {
+      groupSize: 32,
+      calibration,
+      modulesToNotConvert: ["v_proj", "layers.1.mlp.up_proj"],
+    });
     const kinds = awq.decoder.linears().map((l) => [l.name, l.storage.kind]);
-    for (const [name, kind] of kinds) expect(kind, name).toBe(name!.includes("v_proj") || name!.includes("layers.1.mlp.up_proj") ? "dense" : "w4");
-    expect(awq.quantization.linears.find((l) => l.name.includes("v_proj"))).toMatchObject({ stored: "dense", group: 0, errorRtn: undefined });
+    for (const [name, kind] of kinds)
+      expect(kind, name).toBe(name!.includes("v_proj") || name!.includes("layers.1.mlp.up_proj") ? "dense" : "w4");
+    expect(awq.quantization.linears.find((l) => l.name.includes("v_proj"))).toMatchObject({
+      stored: "dense",
+      group: 0,
+      errorRtn: undefined,
+    });
     const blocks = calibration.map((ids) => ids.slice(0, 40)).filter((ids) => ids.length > 2);
     const { nll } = comparePerplexity(await perplexityOf(model, blocks), await perplexityOf(awq, blocks));
     expect(Math.abs(nll)).toBeLessThan(0.1);
@@ -232,7 +293,9 @@ describe("quantize", () => {
   it("keeps odd widths dense and says why", async () => {
     const model = tinyModel({ hidden: 32, intermediate: 45, layers: 1 });
     const rtn = await quantize(model, { method: "rtn", groupSize: 32 });
-    expect(rtn.quantization.linears.filter((l) => l.stored === "dense")).toMatchObject([{ name: "model.layers.0.mlp.down_proj", reason: expect.stringContaining("45 in features are odd") }]);
+    expect(rtn.quantization.linears.filter((l) => l.stored === "dense")).toMatchObject([
+      { name: "model.layers.0.mlp.down_proj", reason: expect.stringContaining("45 in features are odd") },
+    ]);
     for (const m of [model, rtn]) m.dispose();
   });
 
@@ -245,7 +308,10 @@ describe("quantize", () => {
     const plain = await quantize(model, { method: "rtn", groupSize: 32 });
     const ids = calibration[0]!;
     const [a, b] = [made, plain].map((m) => m.logits(ids).dataSync() as Float32Array) as [Float32Array, Float32Array];
-    const [error, size] = b.reduce(([e, s], value, i) => [e + (value - a[i]!) ** 2, s + value ** 2], [0, 0]) as [number, number];
+    const [error, size] = b.reduce(([e, s], value, i) => [e + (value - a[i]!) ** 2, s + value ** 2], [0, 0]) as [
+      number,
+      number,
+    ];
     expect(Math.sqrt(error / size)).toBeLessThan(0.02);
     expect(error).toBeGreaterThan(0);
     for (const m of [model, made, plain]) m.dispose();
@@ -277,22 +343,44 @@ describe("quantize", () => {
     await expect(quantize(model, { method: "rtn", calibration })).rejects.toThrow(/method "rtn" does not use it/);
     await expect(quantize(model, { method: "rtn", groupSize: 48 as never })).rejects.toThrow(/groupSize/);
     await expect(quantize(model, { method: "rtn", groupsize: 32 } as never)).rejects.toThrow(/groupsize/);
-    await expect(quantize(model, { method: "rtn", headBits: 8, modulesToNotConvert: ["lm_head"] })).rejects.toThrow(/headBits/);
+    await expect(quantize(model, { method: "rtn", headBits: 8, modulesToNotConvert: ["lm_head"] })).rejects.toThrow(
+      /headBits/,
+    );
     const rtn = await quantize(model, { method: "rtn", groupSize: 32 });
     await expect(quantize(rtn, { method: "rtn" })).rejects.toThrow(/stored as w4 already/);
     await expect(quantize(model, { calibration, signal: AbortSignal.abort() })).rejects.toThrow(/abort/);
     const weight = (model.decoder.blocks[0]!.o.storage as { weight: Tensor }).weight;
     weight.write(new Float32Array(weight.size).fill(NaN));
-    await expect(quantize(model, { method: "rtn", groupSize: 32 })).rejects.toThrow(/o_proj.weight: expected finite numbers/);
-    await expect(quantize(model, { groupSize: 32, calibration })).rejects.toThrow(/o_proj.weight: expected finite numbers/);
+    await expect(quantize(model, { method: "rtn", groupSize: 32 })).rejects.toThrow(
+      /o_proj.weight: expected finite numbers/,
+    );
+    await expect(quantize(model, { groupSize: 32, calibration })).rejects.toThrow(
+      /o_proj.weight: expected finite numbers/,
+    );
     for (const m of [model, rtn]) m.dispose();
   });
 });
 
 describe("perplexity", () => {
   it("is the exponential of the mean nll, and differences carry a paired standard error", async () => {
-    const before = { perplexity: 0, nll: 7 / 4, tokens: 4, blocks: [{ nll: 3, tokens: 2 }, { nll: 4, tokens: 2 }] };
-    const after = { perplexity: 1, nll: 10 / 4, tokens: 4, blocks: [{ nll: 4, tokens: 2 }, { nll: 6, tokens: 2 }] };
+    const before = {
+      perplexity: 0,
+      nll: 7 / 4,
+      tokens: 4,
+      blocks: [
+        { nll: 3, tokens: 2 },
+        { nll: 4, tokens: 2 },
+      ],
+    };
+    const after = {
+      perplexity: 1,
+      nll: 10 / 4,
+      tokens: 4,
+      blocks: [
+        { nll: 4, tokens: 2 },
+        { nll: 6, tokens: 2 },
+      ],
+    };
     const difference = comparePerplexity(before, after);
     expect(difference.nll).toBeCloseTo(0.75, 12);
     expect(difference.standardError).toBeCloseTo(Math.sqrt(2 * (0.5 ** 2 + 0.5 ** 2)) / 4, 12);

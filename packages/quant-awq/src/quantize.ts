@@ -1,5 +1,16 @@
 /** quantize(): a model with 4-bit linears from a dense one. */
-import { Linear, native, noGrad, NumericError, OptionsError, parseOptions, scope, type Tensor, UnsupportedError, embedding } from "@llm/core";
+import {
+  Linear,
+  native,
+  noGrad,
+  NumericError,
+  OptionsError,
+  parseOptions,
+  scope,
+  type Tensor,
+  UnsupportedError,
+  embedding,
+} from "@llm/core";
 import { type Block, CausalLM, type CausalLMInit, createInputs, type Decoder } from "@llm/models";
 import { type CalibrationBlock, calibrationBlocks } from "./calibration.js";
 import { type BlockScales, divideRows, foldBias, foldBlock, foldedLinear, scaleColumns, withBlocks } from "./fold.js";
@@ -28,10 +39,15 @@ type ParsedOptions = ReturnType<typeof readOptions>;
 function readOptions(options: QuantizeOptions) {
   const o = parseOptions(QuantizeOptions, options, "quantize");
   if (o.method === "rtn") {
-    const unused = (["calibration", "blockTokens", "maxBlocks", "nGrid", "clip"] as const).find((key) => o[key] !== undefined);
-    if (unused) throw new OptionsError(`[quantize] ${unused}: method "rtn" does not use it; leave it out or choose "awq"`);
+    const unused = (["calibration", "blockTokens", "maxBlocks", "nGrid", "clip"] as const).find(
+      (key) => o[key] !== undefined,
+    );
+    if (unused)
+      throw new OptionsError(`[quantize] ${unused}: method "rtn" does not use it; leave it out or choose "awq"`);
   } else if (o.calibration === undefined) {
-    throw new OptionsError('[quantize] calibration: method "awq" needs blocks of token ids (tokenBlocks of @llm/data), packed batches or a data set; "rtn" needs none');
+    throw new OptionsError(
+      '[quantize] calibration: method "awq" needs blocks of token ids (tokenBlocks of @llm/data), packed batches or a data set; "rtn" needs none',
+    );
   }
   return o;
 }
@@ -51,16 +67,32 @@ export async function quantize(model: CausalLM, options: QuantizeOptions = {}): 
   const { decoder } = model;
   const { spec } = decoder;
   for (const l of decoder.linears()) {
-    if (l.deltas.length > 0) throw new UnsupportedError(`[quantize] ${l.name} carries an adapter: merge it first (mergeLora)`, { name: l.name });
-    if (l.storage.kind !== "dense") throw new UnsupportedError(`[quantize] ${l.name} is stored as ${l.storage.kind} already; quantize the dense model`, { name: l.name });
+    if (l.deltas.length > 0)
+      throw new UnsupportedError(`[quantize] ${l.name} carries an adapter: merge it first (mergeLora)`, {
+        name: l.name,
+      });
+    if (l.storage.kind !== "dense")
+      throw new UnsupportedError(
+        `[quantize] ${l.name} is stored as ${l.storage.kind} already; quantize the dense model`,
+        { name: l.name },
+      );
   }
   const skipped = (name: string): boolean => o.modulesToNotConvert.some((text) => name.includes(text));
   const quantized = (l: Linear): boolean => !skipped(l.name) && obstacleOf(l) === undefined;
   const headName = decoder.head?.name ?? model.definition.names.head;
-  if (o.headBits !== undefined && skipped(headName)) throw new OptionsError(`[quantize] headBits: "${headName}" is among modulesToNotConvert`);
+  if (o.headBits !== undefined && skipped(headName))
+    throw new OptionsError(`[quantize] headBits: "${headName}" is among modulesToNotConvert`);
   const rounding: Rounding = { group: o.groupSize, symmetric: o.symmetric };
 
-  const blocks = o.method === "awq" ? calibrationBlocks(o.calibration!, Math.min(o.blockTokens ?? 512, model.maxTokens), o.maxBlocks ?? 128, spec.vocabSize) : [];
+  const blocks =
+    o.method === "awq"
+      ? calibrationBlocks(
+          o.calibration!,
+          Math.min(o.blockTokens ?? 512, model.maxTokens),
+          o.maxBlocks ?? 128,
+          spec.vocabSize,
+        )
+      : [];
   const reports: LinearReport[] = [];
   const done: Block[] = [];
   let chunks: Chunk[] = [];
@@ -85,7 +117,10 @@ export async function quantize(model: CausalLM, options: QuantizeOptions = {}): 
       method: o.method,
       group: o.groupSize,
       symmetric: o.symmetric,
-      calibration: o.method === "awq" ? { tokens: blocks.reduce((n, b) => n + b.ids_T.length, 0), blocks: blocks.length } : undefined,
+      calibration:
+        o.method === "awq"
+          ? { tokens: blocks.reduce((n, b) => n + b.ids_T.length, 0), blocks: blocks.length }
+          : undefined,
       linears: reports,
       bytesBefore: decoder.weightBytes,
       bytesAfter: made.weightBytes,
@@ -107,7 +142,8 @@ export async function quantize(model: CausalLM, options: QuantizeOptions = {}): 
     for (const block of done) for (const l of block.linears()) for (const [, t] of l.storageTensors()) t.dispose();
     throw error;
   } finally {
-    for (const { x, inputs } of chunks) for (const t of [x, inputs.ids_T, inputs.positions_T, inputs.cuSeqlens_B1]) t.dispose();
+    for (const { x, inputs } of chunks)
+      for (const t of [x, inputs.ids_T, inputs.positions_T, inputs.cuSeqlens_B1]) t.dispose();
   }
 }
 
@@ -126,11 +162,24 @@ function startChunks(decoder: Decoder, blocks: readonly CalibrationBlock[]): Chu
 }
 
 /** Searches one block, then moves the chunks behind it. */
-async function searchStep(decoder: Decoder, block: Block, chunks: Chunk[], o: ParsedOptions, rounding: Rounding, quantized: (l: Linear) => boolean): Promise<BlockFindings> {
+async function searchStep(
+  decoder: Decoder,
+  block: Block,
+  chunks: Chunk[],
+  o: ParsedOptions,
+  rounding: Rounding,
+  quantized: (l: Linear) => boolean,
+): Promise<BlockFindings> {
   const tables = decoder.rotary(Math.max(...chunks.map((c) => c.inputs.length)));
   const { block: wide, made } = noGrad(() => f32Block(decoder.spec, block));
   try {
-    const found = await searchBlock(decoder.spec, wide, block, chunks, tables, { ...rounding, nGrid: o.nGrid ?? 20, clip: o.clip ?? true, signal: o.signal, quantized });
+    const found = await searchBlock(decoder.spec, wide, block, chunks, tables, {
+      ...rounding,
+      nGrid: o.nGrid ?? 20,
+      clip: o.clip ?? true,
+      signal: o.signal,
+      quantized,
+    });
     for (const chunk of chunks) {
       const next = noGrad(() => scope(() => wide.forward(chunk.x, chunk.inputs, tables)));
       chunk.x.dispose();
@@ -154,7 +203,15 @@ const plainReport = (l: Linear, stored: LinearReport["stored"], group: number, r
 });
 
 /** Scales folded, weights clipped and rounded. */
-function makeBlock(decoder: Decoder, block: Block, found: BlockFindings | undefined, o: ParsedOptions, rounding: Rounding, quantized: (l: Linear) => boolean, reports: LinearReport[]): Block {
+function makeBlock(
+  decoder: Decoder,
+  block: Block,
+  found: BlockFindings | undefined,
+  o: ParsedOptions,
+  rounding: Rounding,
+  quantized: (l: Linear) => boolean,
+  reports: LinearReport[],
+): Block {
   const scales: BlockScales = found?.scales ?? {};
   return noGrad(() =>
     foldBlock(decoder.spec, block, scales, (role, l, factors) => {
@@ -174,7 +231,13 @@ function makeBlock(decoder: Decoder, block: Block, found: BlockFindings | undefi
   );
 }
 
-function w4Storage(l: Linear, factors: Parameters<typeof foldedLinear>[2], limits: Float32Array | undefined, rounding: Rounding, compute: "exact" | "int8") {
+function w4Storage(
+  l: Linear,
+  factors: Parameters<typeof foldedLinear>[2],
+  limits: Float32Array | undefined,
+  rounding: Rounding,
+  compute: "exact" | "int8",
+) {
   const { weight } = l.storage as { weight: Tensor };
   let cut = 0;
   const made = scope(() => {
@@ -182,12 +245,23 @@ function w4Storage(l: Linear, factors: Parameters<typeof foldedLinear>[2], limit
     let w = scaleColumns(wide, factors.columns);
     if (limits) ({ clamped: w, cut } = clampGroups(w, limits, rounding.group));
     w = divideRows(w, factors.rows);
-    if (!Number.isFinite(native.sum(w).itemSync())) throw new NumericError(`[quantize] ${l.name}.weight: expected finite numbers, got NaN or infinity`, { name: l.name });
+    if (!Number.isFinite(native.sum(w).itemSync()))
+      throw new NumericError(`[quantize] ${l.name}.weight: expected finite numbers, got NaN or infinity`, {
+        name: l.name,
+      });
     return roundToNearest(w, rounding);
   });
   const largest = (made.scales.dataSync() as Float32Array).reduce((a, b) => Math.max(a, b), 0);
-  if (!(largest <= 65504)) throw new NumericError(`[quantize] ${l.name}.weight: its scales pass the range of f16 (65504)`, { name: l.name });
-  const storage = { kind: "w4" as const, group: rounding.group, q: made.q.keep(), scales: made.scales.keep(), zeros: made.zeros.keep(), ...(compute === "int8" ? { compute } : {}) };
+  if (!(largest <= 65504))
+    throw new NumericError(`[quantize] ${l.name}.weight: its scales pass the range of f16 (65504)`, { name: l.name });
+  const storage = {
+    kind: "w4" as const,
+    group: rounding.group,
+    q: made.q.keep(),
+    scales: made.scales.keep(),
+    zeros: made.zeros.keep(),
+    ...(compute === "int8" ? { compute } : {}),
+  };
   return { storage, cut };
 }
 
@@ -199,7 +273,13 @@ function eightBitHead(decoder: Decoder, name: string, o: ParsedOptions): Linear 
     name,
     outFeatures: weight.dim(0),
     inFeatures: weight.dim(1),
-    storage: { kind: "q8", q: q.keep(), scales: scales.keep(), group: o.groupSize, ...(o.compute === "int8" ? { compute: o.compute } : {}) },
+    storage: {
+      kind: "q8",
+      q: q.keep(),
+      scales: scales.keep(),
+      group: o.groupSize,
+      ...(o.compute === "int8" ? { compute: o.compute } : {}),
+    },
     bias: decoder.head?.bias ?? null,
   });
 }

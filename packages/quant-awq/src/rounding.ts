@@ -17,7 +17,10 @@ export interface Rounding {
  * @returns q u8 [N, K/2], scales f32 [N, G], zeros u8 [N, G]
  * @see AutoAWQ awq/quantize/quantizer.py, pseudo_quantize_tensor
  */
-export function roundToNearest(w: Tensor, { group, symmetric }: Rounding): { q: Tensor; scales: Tensor; zeros: Tensor } {
+export function roundToNearest(
+  w: Tensor,
+  { group, symmetric }: Rounding,
+): { q: Tensor; scales: Tensor; zeros: Tensor } {
   const [q, scales, zeros] = native.quantizeW4(w, group, symmetric ? 1 : 0);
   return { q, scales: native.cast(native.cast(scales, f16), f32), zeros };
 }

@@ -15,17 +15,38 @@ const script = resolve(import.meta.dirname, "../../../tools/oracle/unpack_awq.py
 const numpy = spawnSync("python3", ["-c", "import numpy"]).status === 0;
 if (!numpy) console.log("skipped: the NumPy unpacker needs python3 with numpy");
 
-const config = (folder: string): Record<string, unknown> => JSON.parse(readFileSync(join(folder, "config.json"), "utf8")) as Record<string, unknown>;
+const config = (folder: string): Record<string, unknown> =>
+  JSON.parse(readFileSync(join(folder, "config.json"), "utf8")) as Record<string, unknown>;
 
 /** Integers, zeros and scales of every W4 linear. */
 const codes = (m: CausalLM): Record<string, unknown> =>
-  Object.fromEntries(m.decoder.linears().flatMap((l) => (l.storage.kind === "w4" ? [[l.name, [l.storage.q, l.storage.scales, l.storage.zeros].map((t) => t.dataSync())]] : [])));
+  Object.fromEntries(
+    m.decoder
+      .linears()
+      .flatMap((l) =>
+        l.storage.kind === "w4"
+          ? [[l.name, [l.storage.q, l.storage.scales, l.storage.zeros].map((t) => t.dataSync())]]
+          : [],
+      ),
+  );
 
-const kinds = (m: CausalLM): Record<string, string> => Object.fromEntries(m.decoder.linears().map((l) => [l.name, l.storage.kind]));
+const kinds = (m: CausalLM): Record<string, string> =>
+  Object.fromEntries(m.decoder.linears().map((l) => [l.name, l.storage.kind]));
 
 const model = (modelType: string, extra: Record<string, unknown> = {}): CausalLM =>
   createModel(
-    { model_type: modelType, vocab_size: 259, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 128, tie_word_embeddings: false, ...extra },
+    {
+      model_type: modelType,
+      vocab_size: 259,
+      hidden_size: 64,
+      intermediate_size: 96,
+      num_hidden_layers: 2,
+      num_attention_heads: 4,
+      num_key_value_heads: 2,
+      max_position_embeddings: 128,
+      tie_word_embeddings: false,
+      ...extra,
+    },
     byteTokenizer(),
     { seed: 1, initStd: 0.1 },
   );
@@ -40,7 +61,14 @@ describe("the words of the gemm layout", () => {
 
   it.each(golden)("hold $q as they should", ({ q, word }) => {
     // Out features 8, in features 2: column k = 0 holds the sequence, k = 1 its reverse.
-    const packed = packAwq({ outFeatures: 8, inFeatures: 2, group: 2, q: Uint8Array.from(q, (v, n) => v | (q[7 - n]! << 4)), scales: new Float32Array(8).fill(1), zeros: Uint8Array.from(q) });
+    const packed = packAwq({
+      outFeatures: 8,
+      inFeatures: 2,
+      group: 2,
+      q: Uint8Array.from(q, (v, n) => v | (q[7 - n]! << 4)),
+      scales: new Float32Array(8).fill(1),
+      zeros: Uint8Array.from(q),
+    });
     expect(packed.qweight[0]! >>> 0).toBe(word);
     expect(packed.qzeros[0]! >>> 0).toBe(word);
     const back = unpackAwq(packed.qweight, packed.qzeros, packed.scales_GN, 2, 8, 2);
@@ -50,7 +78,10 @@ describe("the words of the gemm layout", () => {
   });
 
   it.skipIf(!numpy)("are those of the NumPy packer", () => {
-    const printed = JSON.parse(execFileSync("python3", [script, "--golden"], { encoding: "utf8" })) as { q: number[]; word: string }[];
+    const printed = JSON.parse(execFileSync("python3", [script, "--golden"], { encoding: "utf8" })) as {
+      q: number[];
+      word: string;
+    }[];
     expect(printed.map(({ q, word }) => ({ q, word: Number(word) }))).toEqual(golden);
   });
 });
@@ -70,7 +101,14 @@ describe("saveQuantized", () => {
     expect(saved.denseInFile).toEqual([]);
     expect(config(folder)).toMatchObject({
       torch_dtype: "float16",
-      quantization_config: { quant_method: "awq", version: "gemm", bits: 4, group_size: 32, zero_point: true, modules_to_not_convert: [type === "internlm2" ? "output" : "lm_head"] },
+      quantization_config: {
+        quant_method: "awq",
+        version: "gemm",
+        bits: 4,
+        group_size: 32,
+        zero_point: true,
+        modules_to_not_convert: [type === "internlm2" ? "output" : "lm_head"],
+      },
     });
     const loaded = await loadModel(folder, { dtype: "f32" });
     expect(kinds(loaded)).toEqual(kinds(made));
@@ -82,7 +120,9 @@ describe("saveQuantized", () => {
     // And written again it is the same file.
     const again = await loaded.save(`${folder}-again`);
     expect(again.denseInFile).toEqual([]);
-    expect(readFileSync(join(`${folder}-again`, "model.safetensors"))).toEqual(readFileSync(join(folder, "model.safetensors")));
+    expect(readFileSync(join(`${folder}-again`, "model.safetensors"))).toEqual(
+      readFileSync(join(folder, "model.safetensors")),
+    );
     for (const m of [dense, made, loaded]) m.dispose();
   });
 
@@ -99,12 +139,25 @@ describe("saveQuantized", () => {
 
   it("writes what the layout cannot hold dense, lists it and says why", async () => {
     // 20 of 64 in features make a tail at down; k and v have 12 rows, not a multiple of 8, and take q with them.
-    const dense = model("llama", { intermediate_size: 84, num_attention_heads: 15, num_key_value_heads: 3, head_dim: 4 });
+    const dense = model("llama", {
+      intermediate_size: 84,
+      num_attention_heads: 15,
+      num_key_value_heads: 3,
+      head_dim: 4,
+    });
     const folder = join(root, "tails");
     const made = await quantize(dense, { method: "rtn", groupSize: 32, headBits: 8 });
     expect(made.decoder.linears().every((l) => l.storage.kind !== "dense")).toBe(true);
     const { denseInFile } = await saveQuantized(made, folder);
-    const layer = (i: number): string[] => [`model.layers.${i}.self_attn.q_proj`, `model.layers.${i}.self_attn.k_proj`, `model.layers.${i}.self_attn.v_proj`, `model.layers.${i}.self_attn.o_proj`, `model.layers.${i}.mlp.gate_proj`, `model.layers.${i}.mlp.up_proj`, `model.layers.${i}.mlp.down_proj`];
+    const layer = (i: number): string[] => [
+      `model.layers.${i}.self_attn.q_proj`,
+      `model.layers.${i}.self_attn.k_proj`,
+      `model.layers.${i}.self_attn.v_proj`,
+      `model.layers.${i}.self_attn.o_proj`,
+      `model.layers.${i}.mlp.gate_proj`,
+      `model.layers.${i}.mlp.up_proj`,
+      `model.layers.${i}.mlp.down_proj`,
+    ];
     const expected = [...layer(0), ...layer(1), "lm_head"];
     expect(denseInFile.map((d) => d.name)).toEqual(expected);
     const reason = Object.fromEntries(denseInFile.map((d) => [d.name.split(".").slice(3).join("."), d.reason]));
@@ -114,13 +167,17 @@ describe("saveQuantized", () => {
       "mlp.gate_proj": expect.stringContaining("84 out features"),
       "mlp.down_proj": expect.stringContaining("84 in features"),
     });
-    expect((config(folder)["quantization_config"] as { modules_to_not_convert: string[] }).modules_to_not_convert).toEqual(expected);
+    expect(
+      (config(folder)["quantization_config"] as { modules_to_not_convert: string[] }).modules_to_not_convert,
+    ).toEqual(expected);
     const loaded = await loadModel(folder, { dtype: "f32" });
     expect(loaded.decoder.linears().every((l) => l.storage.kind === "dense")).toBe(true);
     const weight = (l: Linear): Float32Array => l.dequantize("f32").dataSync() as Float32Array;
     loaded.decoder.linears().forEach((l, i) => {
       const memory = weight(made.decoder.linears()[i]!);
-      weight(l).forEach((value, at) => expect(Math.abs(value - memory[at]!)).toBeLessThanOrEqual(Math.abs(memory[at]!) * 2 ** -11 + 2 ** -25));
+      weight(l).forEach((value, at) =>
+        expect(Math.abs(value - memory[at]!)).toBeLessThanOrEqual(Math.abs(memory[at]!) * 2 ** -11 + 2 ** -25),
+      );
     });
     for (const m of [dense, made, loaded]) m.dispose();
   });
@@ -130,10 +187,22 @@ describe("saveQuantized", () => {
     const folder = join(root, "fused");
     const made = await quantize(dense, { method: "rtn", groupSize: 32, modulesToNotConvert: ["gate_proj"] });
     const { denseInFile } = await saveQuantized(made, folder);
-    expect(denseInFile).toEqual([{ name: "model.layers.0.mlp.up_proj", reason: expect.stringContaining("read as one with model.layers.0.mlp.gate_proj") }]);
-    expect(config(folder)).toMatchObject({ quantization_config: { modules_to_not_convert: ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "lm_head"] } });
+    expect(denseInFile).toEqual([
+      {
+        name: "model.layers.0.mlp.up_proj",
+        reason: expect.stringContaining("read as one with model.layers.0.mlp.gate_proj"),
+      },
+    ]);
+    expect(config(folder)).toMatchObject({
+      quantization_config: {
+        modules_to_not_convert: ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "lm_head"],
+      },
+    });
     const loaded = await loadModel(folder);
-    expect(kinds(loaded)).toMatchObject({ "model.layers.0.mlp.up_proj": "dense", "model.layers.0.mlp.down_proj": "w4" });
+    expect(kinds(loaded)).toMatchObject({
+      "model.layers.0.mlp.up_proj": "dense",
+      "model.layers.0.mlp.down_proj": "w4",
+    });
     for (const m of [dense, made, loaded]) m.dispose();
   });
 
@@ -152,7 +221,9 @@ describe("saveQuantized", () => {
     const dense = tinyModel({ hidden: 64, layers: 1 });
     await expect(saveQuantized(dense, join(root, "none"))).rejects.toThrow(/expected a model with 4-bit linears/);
     const made = await quantize(dense, { method: "rtn", groupSize: 32 });
-    await expect(saveQuantized(made, join(root, "none"), { dtype: "bf16" })).rejects.toThrow(/an AWQ folder is f16, got "bf16"/);
+    await expect(saveQuantized(made, join(root, "none"), { dtype: "bf16" })).rejects.toThrow(
+      /an AWQ folder is f16, got "bf16"/,
+    );
     const folder = join(root, "stale");
     await saveQuantized(made, folder);
     const loaded = await loadModel(folder);
@@ -169,9 +240,18 @@ describe("saveQuantized", () => {
     const made = await quantize(dense, { groupSize: 32, calibration });
     await saveQuantized(made, folder);
     execFileSync("python3", [script, folder, join(folder, "weights.json")]);
-    const unpacked = JSON.parse(readFileSync(join(folder, "weights.json"), "utf8")) as Record<string, { shape: number[]; data: number[] }>;
+    const unpacked = JSON.parse(readFileSync(join(folder, "weights.json"), "utf8")) as Record<
+      string,
+      { shape: number[]; data: number[] }
+    >;
     let compared = 0;
-    const fused = new Map(made.spec.layers ? (made.definition.fused?.(made.spec, 0) ?? []).flatMap((f) => f.parts.map((p) => [p.linear, { name: f.name, rows: p.rows }] as const)) : []);
+    const fused = new Map(
+      made.spec.layers
+        ? (made.definition.fused?.(made.spec, 0) ?? []).flatMap((f) =>
+            f.parts.map((p) => [p.linear, { name: f.name, rows: p.rows }] as const),
+          )
+        : [],
+    );
     for (const l of made.decoder.blocks[0]!.linears()) {
       const part = fused.get(l.name);
       const { data, shape } = unpacked[`${part?.name ?? l.name}.weight`]!;
@@ -179,7 +259,11 @@ describe("saveQuantized", () => {
       const ours = l.dequantize("f32").dataSync() as Float32Array;
       for (let n = 0; n < l.outFeatures; n++) {
         const row = part ? part.rows[n]! : n;
-        for (let k = 0; k < l.inFeatures; k++) if (data[row * l.inFeatures + k] !== ours[n * l.inFeatures + k]) throw new Error(`${l.name}[${n}, ${k}]: ${ours[n * l.inFeatures + k]} here, ${data[row * l.inFeatures + k]} in NumPy`);
+        for (let k = 0; k < l.inFeatures; k++)
+          if (data[row * l.inFeatures + k] !== ours[n * l.inFeatures + k])
+            throw new Error(
+              `${l.name}[${n}, ${k}]: ${ours[n * l.inFeatures + k]} here, ${data[row * l.inFeatures + k]} in NumPy`,
+            );
       }
       compared++;
     }

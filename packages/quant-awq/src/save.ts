@@ -10,9 +10,15 @@ import type { CausalLM, SavedModel, SaveModelOptions } from "@llm/models";
  * @throws {UnsupportedError} no linear is in 4 bits
  * @see AutoAWQ awq/models/base.py, save_quantized
  */
-export async function saveQuantized(model: CausalLM, folder: string, options: SaveModelOptions = {}): Promise<SavedModel> {
+export async function saveQuantized(
+  model: CausalLM,
+  folder: string,
+  options: SaveModelOptions = {},
+): Promise<SavedModel> {
   if (!model.decoder.linears().some((l) => l.storage.kind === "w4")) {
-    throw new UnsupportedError("[saveQuantized] expected a model with 4-bit linears (quantize), got one without; model.save writes a dense folder");
+    throw new UnsupportedError(
+      "[saveQuantized] expected a model with 4-bit linears (quantize), got one without; model.save writes a dense folder",
+    );
   }
   return model.save(folder, options);
 }

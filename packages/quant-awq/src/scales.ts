@@ -5,7 +5,11 @@
  * @param weights f32 [N, K] each
  * @returns f64 [K]
  */
-export function meanGroupWeight(weights: readonly { data: Float32Array; rows: number }[], K: number, group: number): Float64Array {
+export function meanGroupWeight(
+  weights: readonly { data: Float32Array; rows: number }[],
+  K: number,
+  group: number,
+): Float64Array {
   const mean = new Float64Array(K);
   let rows = 0;
   for (const { data, rows: N } of weights) {

@@ -1,5 +1,17 @@
 /** AWQ's search on one block: scales of each group of linears that share an input, then clips. T tokens of a chunk, C hidden, I inner width. */
-import { addRmsNorm, Linear, LinearGroup, native, NumericError, rmsNorm, scope, swiglu, noGrad, type Tensor, tensor } from "@llm/core";
+import {
+  addRmsNorm,
+  Linear,
+  LinearGroup,
+  native,
+  NumericError,
+  rmsNorm,
+  scope,
+  swiglu,
+  noGrad,
+  type Tensor,
+  tensor,
+} from "@llm/core";
 import { Block, type Decoder, type DecoderInputs, type DecoderSpec, type Norm } from "@llm/models";
 import { type BlockScales, foldNorm, linearRoles, type LinearRole, scaleColumns } from "./fold.js";
 import { clampGroups, fakeQuantize, type Rounding } from "./rounding.js";
@@ -71,7 +83,8 @@ export function f32Block(spec: DecoderSpec, block: Block): { block: Block; made:
     made.push(cast);
     return cast;
   };
-  const linear = (l: Linear): Linear => l.with({ storage: { kind: "dense", weight: wide(weightOf(l)) }, bias: l.bias ? wide(l.bias) : null });
+  const linear = (l: Linear): Linear =>
+    l.with({ storage: { kind: "dense", weight: wide(weightOf(l)) }, bias: l.bias ? wide(l.bias) : null });
   const norm = (n: Norm): Norm => ({ name: n.name, weight: wide(n.weight) });
   const parts = block.parts();
   return {
@@ -90,7 +103,8 @@ export function f32Block(spec: DecoderSpec, block: Block): { block: Block; made:
 }
 
 /** Tensors of each chunk that outlive the function's scope. */
-const each = (chunks: readonly Chunk[], fn: (chunk: Chunk) => Tensor): Tensor[] => noGrad(() => chunks.map((chunk) => scope(() => fn(chunk)).keep()));
+const each = (chunks: readonly Chunk[], fn: (chunk: Chunk) => Tensor): Tensor[] =>
+  noGrad(() => chunks.map((chunk) => scope(() => fn(chunk)).keep()));
 const dispose = (tensors: readonly Tensor[]): void => tensors.forEach((t) => t.dispose());
 const total = (tensors: readonly Tensor[]): number => tensors.reduce((n, t) => n + t.size, 0);
 
@@ -107,7 +121,14 @@ const linearErrors = (inputs: readonly Tensor[], l: Linear, weight: Tensor): Ten
  * @param block  dense, f32
  * @param stored the block that the scales will be folded into (its norms' dtype)
  */
-export async function searchBlock(spec: DecoderSpec, block: Block, stored: Block, chunks: readonly Chunk[], tables: RotaryTables, options: SearchOptions): Promise<BlockFindings> {
+export async function searchBlock(
+  spec: DecoderSpec,
+  block: Block,
+  stored: Block,
+  chunks: readonly Chunk[],
+  tables: RotaryTables,
+  options: SearchOptions,
+): Promise<BlockFindings> {
   const eps = spec.rmsNormEps;
   const findings: BlockFindings = { scales: {}, linears: new Map() };
   const roles = linearRoles(block);
@@ -140,8 +161,13 @@ export async function searchBlock(spec: DecoderSpec, block: Block, stored: Block
           norm: stored.inputNorm,
           elements: total(targets),
           errors: (weights) => {
-            const changed = new Block(spec, block.index, { ...block.parts(), qkv: new LinearGroup(qkv.map(([, l], i) => dense(l, weights[i]!))) });
-            return chunks.map((c, i) => scope(() => distance(block.o.forward(changed.attend(inputs[i]!, c.inputs, tables)), targets[i]!)));
+            const changed = new Block(spec, block.index, {
+              ...block.parts(),
+              qkv: new LinearGroup(qkv.map(([, l], i) => dense(l, weights[i]!))),
+            });
+            return chunks.map((c, i) =>
+              scope(() => distance(block.o.forward(changed.attend(inputs[i]!, c.inputs, tables)), targets[i]!)),
+            );
           },
         };
       },
@@ -175,7 +201,9 @@ export async function searchBlock(spec: DecoderSpec, block: Block, stored: Block
     await run(
       () => {
         const inputs = each(chunks, mlpInput);
-        targets = noGrad(() => inputs.map((x) => scope(() => block.down.forward(swiglu(block.gateUp.forward(x)))).keep()));
+        targets = noGrad(() =>
+          inputs.map((x) => scope(() => block.down.forward(swiglu(block.gateUp.forward(x)))).keep()),
+        );
         return {
           key: "gateUp",
           members: gateUp,
@@ -184,7 +212,9 @@ export async function searchBlock(spec: DecoderSpec, block: Block, stored: Block
           elements: total(targets),
           errors: (weights) => {
             const changed = new LinearGroup(gateUp.map(([, l], i) => dense(l, weights[i]!)));
-            return inputs.map((x, i) => scope(() => distance(block.down.forward(swiglu(changed.forward(x))), targets[i]!)));
+            return inputs.map((x, i) =>
+              scope(() => distance(block.down.forward(swiglu(changed.forward(x))), targets[i]!)),
+            );
           },
         };
       },
@@ -241,7 +271,12 @@ function weights(group: SearchGroup, options: SearchOptions, change: (w: Tensor,
 }
 
 /** Rounded weights in the space of the unscaled input: Q(clamp(W · s)) / s. */
-function rounded(group: SearchGroup, options: SearchOptions, columns: Float32Array | undefined, limits: readonly (Float32Array | undefined)[]): Tensor[] {
+function rounded(
+  group: SearchGroup,
+  options: SearchOptions,
+  columns: Float32Array | undefined,
+  limits: readonly (Float32Array | undefined)[],
+): Tensor[] {
   return weights(group, options, (w, i) => {
     const scaled = scaleColumns(w, columns);
     const limited = limits[i] ? clampGroups(scaled, limits[i]!, options.group).clamped : scaled;
@@ -253,7 +288,10 @@ function rounded(group: SearchGroup, options: SearchOptions, columns: Float32Arr
 async function searchGroup(group: SearchGroup, options: SearchOptions, findings: BlockFindings): Promise<void> {
   const { members } = group;
   const K = group.inputs[0]!.dim(1);
-  const loss = async (columns: Float32Array | undefined, limits: readonly (Float32Array | undefined)[]): Promise<number> => {
+  const loss = async (
+    columns: Float32Array | undefined,
+    limits: readonly (Float32Array | undefined)[],
+  ): Promise<number> => {
     options.signal?.throwIfAborted();
     const errors = noGrad(() => scope(() => group.errors(rounded(group, options, columns, limits))));
     return (await read(errors)).reduce((sum, root) => sum + root * root, 0) / group.elements;
@@ -262,7 +300,10 @@ async function searchGroup(group: SearchGroup, options: SearchOptions, findings:
   const quantized = members.filter(([, l]) => options.quantized(l));
   const data = quantized.map(([, l]) => {
     const values = weightOf(l).dataSync() as Float32Array;
-    if (!values.every(Number.isFinite)) throw new NumericError(`[quantize] ${l.name}.weight: expected finite numbers, got NaN or infinity`, { name: l.name });
+    if (!values.every(Number.isFinite))
+      throw new NumericError(`[quantize] ${l.name}.weight: expected finite numbers, got NaN or infinity`, {
+        name: l.name,
+      });
     return { data: values, rows: l.outFeatures };
   });
   const tie = group.tie ?? ((channels: Float64Array) => channels);
@@ -272,7 +313,12 @@ async function searchGroup(group: SearchGroup, options: SearchOptions, findings:
   const none = members.map(() => undefined);
 
   const errorRtn = await loss(undefined, none);
-  let best: { ratio: number | null; error: number; scales: Float32Array | undefined; columns: Float32Array | undefined } = { ratio: null, error: errorRtn, scales: undefined, columns: undefined };
+  let best: {
+    ratio: number | null;
+    error: number;
+    scales: Float32Array | undefined;
+    columns: Float32Array | undefined;
+  } = { ratio: null, error: errorRtn, scales: undefined, columns: undefined };
   for (const ratio of gridRatios(options.nGrid)) {
     let scales: Float32Array = duoScales(x, w, ratio);
     if (group.norm) {
@@ -307,7 +353,13 @@ async function searchGroup(group: SearchGroup, options: SearchOptions, findings:
     }
   }
   for (const [i, [role, l]] of members.entries()) {
-    if (options.quantized(l)) findings.linears.set(role, { ratio: best.ratio, errorRtn, errorAwq: error, ...(limits[i] ? { limits: limits[i] } : {}) });
+    if (options.quantized(l))
+      findings.linears.set(role, {
+        ratio: best.ratio,
+        errorRtn,
+        errorAwq: error,
+        ...(limits[i] ? { limits: limits[i] } : {}),
+      });
   }
 }
 
@@ -321,7 +373,8 @@ function clipSample(inputs: readonly Tensor[], columns: Float32Array | undefined
       let start = 0;
       for (const x of inputs) {
         const rows: number[] = [];
-        for (let t = 0; t < x.dim(0); t++) if ((start + t) % step === 0 && (start + t) / step < clipTokens) rows.push(t);
+        for (let t = 0; t < x.dim(0); t++)
+          if ((start + t) % step === 0 && (start + t) / step < clipTokens) rows.push(t);
         if (rows.length > 0) parts.push(native.gatherRows(x, tensor(Int32Array.from(rows))));
         start += x.dim(0);
       }
@@ -335,10 +388,18 @@ function clipSample(inputs: readonly Tensor[], columns: Float32Array | undefined
  * Limits [N · G] that make the linear's own output better, row by row, over all tokens; undefined when no row gains.
  * Output rows do not depend on each other's weights, so choosing by row can only lower the linear's error.
  */
-async function searchClip(l: Linear, inputs: readonly Tensor[], sample: Tensor, columns: Float32Array | undefined, options: SearchOptions): Promise<Float32Array | undefined> {
+async function searchClip(
+  l: Linear,
+  inputs: readonly Tensor[],
+  sample: Tensor,
+  columns: Float32Array | undefined,
+  options: SearchOptions,
+): Promise<Float32Array | undefined> {
   options.signal?.throwIfAborted();
   const { group } = options;
-  const found = noGrad(() => scope(() => native.awqClipSearch(scaleColumns(weightOf(l), columns), sample, group, clipGrid, clipShrink)));
+  const found = noGrad(() =>
+    scope(() => native.awqClipSearch(scaleColumns(weightOf(l), columns), sample, group, clipGrid, clipShrink)),
+  );
   const limits = (await found.data()) as Float32Array;
   found.dispose();
 

@@ -34,7 +34,18 @@ class Int8Cache implements AttentionCache {
 
   attend(layer: number, q: Tensor, meta: AttentionMeta): Tensor {
     const l = this.layers[layer]!;
-    return native.pagedAttention(q, l.k, l.v, l.ks, l.vs, this.table, meta.cuSeqlens_B1, this.lengths, meta.scale, meta.window);
+    return native.pagedAttention(
+      q,
+      l.k,
+      l.v,
+      l.ks,
+      l.vs,
+      this.table,
+      meta.cuSeqlens_B1,
+      this.lengths,
+      meta.scale,
+      meta.window,
+    );
   }
 }
 
@@ -47,7 +58,11 @@ function withInt8Cache(model: CausalLM): Pick<CausalLM, "score"> {
         const targets = Int32Array.of(...prefix, ...continuation).subarray(1);
         const logprobs = noGrad(() =>
           scope(() => {
-            const inputs = createInputs(ids, Int32Array.from(ids, (_, i) => i), Int32Array.of(0, ids.length));
+            const inputs = createInputs(
+              ids,
+              Int32Array.from(ids, (_, i) => i),
+              Int32Array.of(0, ids.length),
+            );
             const hidden = model.decoder.forward(inputs, { cache: new Int8Cache(model, ids.length) });
             return native.tokenLogprobs(model.decoder.logits(hidden), tensor(targets))[0].dataSync() as Float32Array;
           }),
@@ -65,7 +80,12 @@ describe.skipIf(!present)("stories260K in 4 bits", () => {
     const stories = async (seeds: readonly number[]): Promise<Int32Array[]> => {
       const all: Int32Array[] = [];
       for (const seed of seeds) {
-        for await (const event of model.generate([Int32Array.of(1)], { maxTokens: 191, temperature: 1, seed, ignoreEos: true })) {
+        for await (const event of model.generate([Int32Array.of(1)], {
+          maxTokens: 191,
+          temperature: 1,
+          seed,
+          ignoreEos: true,
+        })) {
           if (event.type === "finish") all.push(Int32Array.of(1, ...event.tokenIds));
         }
       }
@@ -84,14 +104,27 @@ describe.skipIf(!present)("stories260K in 4 bits", () => {
         const p = await perplexityOf(made, blocks);
         const { perplexity, standardError } = comparePerplexity(dense, p);
         measured[`${method}${groupSize}`] = p;
-        rows.push({ model: `${method} g${groupSize}`, perplexity: p.perplexity, difference: perplexity, standardError: standardError * p.perplexity, bytes: made.decoder.weightBytes });
-        if (method === "awq") for (const l of made.quantization.linears) expect(l.errorAwq, l.name).toBeLessThanOrEqual(l.errorRtn!);
+        rows.push({
+          model: `${method} g${groupSize}`,
+          perplexity: p.perplexity,
+          difference: perplexity,
+          standardError: standardError * p.perplexity,
+          bytes: made.decoder.weightBytes,
+        });
+        if (method === "awq")
+          for (const l of made.quantization.linears) expect(l.errorAwq, l.name).toBeLessThanOrEqual(l.errorRtn!);
         made.dispose();
       }
     }
     const kv = await perplexityOf(withInt8Cache(model), blocks);
     const kvDifference = comparePerplexity(dense, kv);
-    rows.push({ model: "int8 keys and values", perplexity: kv.perplexity, difference: kvDifference.perplexity, standardError: kvDifference.standardError * kv.perplexity, bytes: model.decoder.weightBytes });
+    rows.push({
+      model: "int8 keys and values",
+      perplexity: kv.perplexity,
+      difference: kvDifference.perplexity,
+      standardError: kvDifference.standardError * kv.perplexity,
+      bytes: model.decoder.weightBytes,
+    });
     console.table(rows);
 
     expect(dense.perplexity).toBeGreaterThan(1.5);

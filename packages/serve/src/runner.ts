@@ -1,7 +1,15 @@
 /** Turns a step plan into ids: forward pass over the paged cache, logits, sampling. B rows sampled, V vocabulary. */
 import { native, noGrad, Plan, recordPlan, scope, type Tensor, tensor } from "@llm/core";
 import type { PagedCache, PagedStep } from "@llm/kvcache";
-import { type CausalLM, type DecoderInputs, type ResolvedGenerateOptions, ropeDependsOnLength, samplingParameters, seedWords, type TokenLogprob } from "@llm/models";
+import {
+  type CausalLM,
+  type DecoderInputs,
+  type ResolvedGenerateOptions,
+  ropeDependsOnLength,
+  samplingParameters,
+  seedWords,
+  type TokenLogprob,
+} from "@llm/models";
 import type { ScheduleRequest } from "./scheduler-sequence.js";
 import type { StepEntry, StepPlan } from "./scheduler-plan.js";
 
@@ -58,9 +66,16 @@ export class Runner {
   /** Queues the step on the core's thread and waits for its ids without blocking the event loop. */
   async run(plan: StepPlan<RunnerRequest>): Promise<StepOutput> {
     const entries = plan.entries.filter((e) => e.samplesToken);
-    const decodeOnly = plan.decodeCount === plan.entries.length && entries.length === plan.entries.length && !plan.entries.some((e) => e.promptLogits);
+    const decodeOnly =
+      plan.decodeCount === plan.entries.length &&
+      entries.length === plan.entries.length &&
+      !plan.entries.some((e) => e.promptLogits);
     const step = noGrad(() => scope(() => this.queue(plan, entries, this.usePlans && decodeOnly)));
-    const result: StepOutput = { ids: new Int32Array(0), logprobs: entries.map(() => undefined), promptLogprobs: new Map() };
+    const result: StepOutput = {
+      ids: new Int32Array(0),
+      logprobs: entries.map(() => undefined),
+      promptLogprobs: new Map(),
+    };
     try {
       if (step.ids) result.ids = ((await step.ids.data()) as Int32Array).slice(0, entries.length);
       else if (step.fence) await step.fence.data();
@@ -88,11 +103,22 @@ export class Runner {
       logits = recorded.logits.rows(0, entries.length);
     } else {
       hidden = this.forward(plan);
-      if (entries.length > 0) logits = this.model.decoder.logits(native.gatherRows(hidden, tensor(plan.sampleRows.slice())));
+      if (entries.length > 0)
+        logits = this.model.decoder.logits(native.gatherRows(hidden, tensor(plan.sampleRows.slice())));
     }
-    const prompts = hidden ? plan.entries.flatMap((e, i) => (e.promptLogits ? [this.promptLogprobs(plan, e, i, hidden!, own)] : [])).filter((p) => p !== undefined) : [];
+    const prompts = hidden
+      ? plan.entries
+          .flatMap((e, i) => (e.promptLogits ? [this.promptLogprobs(plan, e, i, hidden!, own)] : []))
+          .filter((p) => p !== undefined)
+      : [];
     const wanted = Math.max(-1, ...entries.map((e) => e.sequence.request.sampling.logprobs ?? -1));
-    const penalised = entries.some(({ sequence: { request: { sampling: s } } }) => s.repetitionPenalty !== 1 || s.presencePenalty !== 0 || s.frequencyPenalty !== 0);
+    const penalised = entries.some(
+      ({
+        sequence: {
+          request: { sampling: s },
+        },
+      }) => s.repetitionPenalty !== 1 || s.presencePenalty !== 0 || s.frequencyPenalty !== 0,
+    );
     let logprob: Tensor | undefined;
     let top: [Tensor, Tensor] | undefined;
     if (logits) {
@@ -108,7 +134,12 @@ export class Runner {
           this.penalise(forSampling, entries);
         }
         const s = this.samplingInputs(entries, entries.length);
-        const [sampled] = native.sample(native.contiguous(forSampling), tensor(s.params, [entries.length, 8]), tensor(s.seeds, [entries.length, 2]), tensor(s.steps));
+        const [sampled] = native.sample(
+          native.contiguous(forSampling),
+          tensor(s.params, [entries.length, 8]),
+          tensor(s.seeds, [entries.length, 2]),
+          tensor(s.steps),
+        );
         ids = own(sampled);
         if (wanted >= 0) logprob = own(native.tokenLogprobs(native.contiguous(logits), ids)[0]);
       }
@@ -126,7 +157,12 @@ export class Runner {
       blockTables: tensor(plan.blockTables.slice(), [rows, plan.blockTableWidth]),
       kvLengths_B: tensor(plan.kvLengths.slice()),
     };
-    const inputs: DecoderInputs = { ids_T: tensor(plan.ids.slice()), positions_T: tensor(plan.positions.slice()), cuSeqlens_B1: tensor(plan.cuSeqlens.slice()), length };
+    const inputs: DecoderInputs = {
+      ids_T: tensor(plan.ids.slice()),
+      positions_T: tensor(plan.positions.slice()),
+      cuSeqlens_B1: tensor(plan.cuSeqlens.slice()),
+      length,
+    };
     return this.model.decoder.forward(inputs, { cache: this.cache });
   }
 
@@ -159,15 +195,32 @@ export class Runner {
   private record(size: number): DecodePlan {
     const i32 = (shape: number[]): Tensor => tensor(new Int32Array(shape.reduce((a, b) => a * b, 1)), shape).keep();
     const inputs = [i32([size]), i32([size]), i32([size + 1])];
-    const step: PagedStep = { slots_T: i32([size]), blockTables: i32([size, this.tableWidth]), kvLengths_B: i32([size]) };
-    const sampling = { params: tensor(new Float32Array(size * 8), [size, 8]).keep(), seeds: i32([size, 2]), steps: i32([size]) };
+    const step: PagedStep = {
+      slots_T: i32([size]),
+      blockTables: i32([size, this.tableWidth]),
+      kvLengths_B: i32([size]),
+    };
+    const sampling = {
+      params: tensor(new Float32Array(size * 8), [size, 8]).keep(),
+      seeds: i32([size, 2]),
+      steps: i32([size]),
+    };
     this.model.decoder.rotary(this.maxLength);
     // Layouts that kernels make on first use must exist before: a recording owns what is made inside it.
-    scope(() => void this.model.decoder.forward({ ids_T: inputs[0]!, positions_T: inputs[1]!, cuSeqlens_B1: tensor(new Int32Array(size + 1)), length: 1 }, { cache: this.idle(step) }));
+    scope(
+      () =>
+        void this.model.decoder.forward(
+          { ids_T: inputs[0]!, positions_T: inputs[1]!, cuSeqlens_B1: tensor(new Int32Array(size + 1)), length: 1 },
+          { cache: this.idle(step) },
+        ),
+    );
     this.cache.step = step;
     const { plan, result } = recordPlan(() =>
       scope(() => {
-        const hidden = this.model.decoder.forward({ ids_T: inputs[0]!, positions_T: inputs[1]!, cuSeqlens_B1: inputs[2]!, length: this.maxLength }, { cache: this.cache });
+        const hidden = this.model.decoder.forward(
+          { ids_T: inputs[0]!, positions_T: inputs[1]!, cuSeqlens_B1: inputs[2]!, length: this.maxLength },
+          { cache: this.cache },
+        );
         const logits = this.model.decoder.logits(hidden);
         const [ids] = native.sample(logits, sampling.params, sampling.seeds, sampling.steps);
         return { logits, ids };
@@ -187,7 +240,10 @@ export class Runner {
     return this.cache;
   }
 
-  private samplingInputs(entries: readonly Entry[], rows: number): { params: Float32Array; seeds: Int32Array; steps: Int32Array } {
+  private samplingInputs(
+    entries: readonly Entry[],
+    rows: number,
+  ): { params: Float32Array; seeds: Int32Array; steps: Int32Array } {
     const params = new Float32Array(rows * 8);
     const seeds = new Int32Array(rows * 2);
     const steps = new Int32Array(rows);
@@ -215,7 +271,13 @@ export class Runner {
   }
 
   /** Log-probabilities of the prompt tokens that this chunk's positions predict. */
-  private promptLogprobs(plan: StepPlan<RunnerRequest>, e: Entry, index: number, hidden: Tensor, own: <T extends Tensor>(t: T) => T) {
+  private promptLogprobs(
+    plan: StepPlan<RunnerRequest>,
+    e: Entry,
+    index: number,
+    hidden: Tensor,
+    own: <T extends Tensor>(t: T) => T,
+  ) {
     const { sequence } = e;
     const count = Math.min(e.tokenCount, sequence.promptLength - 1 - e.startToken);
     if (count <= 0) return undefined;
@@ -228,7 +290,11 @@ export class Runner {
     return { entry: index, targets, logprob: own(logprob), top, k };
   }
 
-  private readLogprobs(entries: readonly Entry[], result: StepOutput, step: { logprob?: Tensor | undefined; top?: [Tensor, Tensor] | undefined; wanted: number }): void {
+  private readLogprobs(
+    entries: readonly Entry[],
+    result: StepOutput,
+    step: { logprob?: Tensor | undefined; top?: [Tensor, Tensor] | undefined; wanted: number },
+  ): void {
     const all = readTopk({ logprob: step.logprob!, top: step.top, k: Math.max(step.wanted, 0) }, result.ids);
     entries.forEach(({ sequence }, i) => {
       const k = sequence.request.sampling.logprobs;
@@ -238,21 +304,27 @@ export class Runner {
 
   dispose(): void {
     for (const d of this.decodePlans.values()) {
-      for (const t of [...d.inputs, ...Object.values(d.step), ...Object.values(d.sampling), d.logits, d.ids]) t.dispose();
+      for (const t of [...d.inputs, ...Object.values(d.step), ...Object.values(d.sampling), d.logits, d.ids])
+        t.dispose();
       d.plan.dispose();
     }
     this.decodePlans.clear();
   }
 }
 
-function readTopk(from: { logprob: Tensor; top?: [Tensor, Tensor] | undefined; k: number }, ids: Int32Array): TokenLogprob[] {
+function readTopk(
+  from: { logprob: Tensor; top?: [Tensor, Tensor] | undefined; k: number },
+  ids: Int32Array,
+): TokenLogprob[] {
   const logprob = from.logprob.dataSync();
   const values = from.top?.[0].dataSync();
   const indices = from.top?.[1].dataSync();
   return Array.from(ids, (id, i) => ({
     id,
     logprob: Number(logprob[i]),
-    top: Array.from({ length: values ? from.k : 0 }, (_, j) => ({ id: Number(indices![i * from.k + j]), logprob: Number(values![i * from.k + j]) })),
+    top: Array.from({ length: values ? from.k : 0 }, (_, j) => ({
+      id: Number(indices![i * from.k + j]),
+      logprob: Number(values![i * from.k + j]),
+    })),
   }));
 }
-

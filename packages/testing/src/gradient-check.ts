@@ -32,7 +32,11 @@ const total = (t: Tensor): number => {
  * @returns every comparison, the worst first
  * @see Abramowitz & Stegun 1964, table 25.2
  */
-export function gradientCheck(loss: () => { loss: Tensor; terms?: Tensor }, parameters: readonly NamedTensor[], options: GradientCheckOptions = {}): GradientError[] {
+export function gradientCheck(
+  loss: () => { loss: Tensor; terms?: Tensor },
+  parameters: readonly NamedTensor[],
+  options: GradientCheckOptions = {},
+): GradientError[] {
   const { entries = 6, step = 1e-2 } = options;
   const flags = parameters.map((p) => p.tensor.requiresGrad);
   for (const { tensor } of parameters) {
@@ -51,7 +55,9 @@ export function gradientCheck(loss: () => { loss: Tensor; terms?: Tensor }, para
     );
   const errors: GradientError[] = [];
   parameters.forEach(({ name, tensor }, p) => {
-    const grad = tensor.grad ? Float32Array.from(tensor.grad.dataSync() as Float32Array) : new Float32Array(tensor.size);
+    const grad = tensor.grad
+      ? Float32Array.from(tensor.grad.dataSync() as Float32Array)
+      : new Float32Array(tensor.size);
     tensor.grad?.dispose();
     tensor.grad = undefined;
     tensor.requiresGrad = flags[p]!;
@@ -59,7 +65,9 @@ export function gradientCheck(loss: () => { loss: Tensor; terms?: Tensor }, para
     const byModulus = Array.from(grad.keys()).sort((a, b) => Math.abs(grad[b]!) - Math.abs(grad[a]!));
     const largest = Math.abs(grad[byModulus[0]!] ?? 0);
     const half = Math.ceil(entries / 2);
-    const spread = Array.from({ length: entries - half }, (_, i) => Math.floor(((i + 0.5) * tensor.size) / (entries - half)));
+    const spread = Array.from({ length: entries - half }, (_, i) =>
+      Math.floor(((i + 0.5) * tensor.size) / (entries - half)),
+    );
     for (const index of new Set([...byModulus.slice(0, half), ...spread])) {
       const at = (offset: number): number => {
         const moved = original.slice();
@@ -68,7 +76,13 @@ export function gradientCheck(loss: () => { loss: Tensor; terms?: Tensor }, para
         return value();
       };
       const numeric = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
-      errors.push({ name, index, analytic: grad[index]!, numeric, error: Math.abs(grad[index]! - numeric) / (largest + 1e-6) });
+      errors.push({
+        name,
+        index,
+        analytic: grad[index]!,
+        numeric,
+        error: Math.abs(grad[index]! - numeric) / (largest + 1e-6),
+      });
     }
     tensor.write(original);
   });

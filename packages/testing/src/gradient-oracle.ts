@@ -46,7 +46,9 @@ export interface GradientResult {
 export function runGradientCase(c: GradientCase): GradientResult {
   const sixteenBits = c.inputs.some((x) => x.dtype === "bf16" || x.dtype === "f16");
   const tolerance = c.tolerance ?? (sixteenBits ? 2 ** -5 : 2 ** -16);
-  const inputs = c.inputs.map((x, i) => makeNumbers(x.dtype ?? "f32", x.shape, x.values ?? { normal: 1 }, `${c.name} #${i}`));
+  const inputs = c.inputs.map((x, i) =>
+    makeNumbers(x.dtype ?? "f32", x.shape, x.values ?? { normal: 1 }, `${c.name} #${i}`),
+  );
   // References round where an op rounds to 16 bits; differences need them smooth, so they see the values as f32.
   const wide = (): Numbers[] => inputs.map((x, i) => numbers(c.inputs[i]!.constant ? x.dtype : "f32", x.shape, x.data));
   const expected = c.reference(wide());
@@ -94,11 +96,19 @@ export function runGradientCase(c: GradientCase): GradientResult {
       const { error, index } = shape ? { error: Infinity, index: 0 } : largestError(got, want, 1e-6);
       if (error > gradient) {
         gradient = error;
-        detail[1] = shape ? `input ${i}: gradient of shape [${leaf.grad!.shape.join(", ")}]` : `input ${i}: gradient[${index}] = ${got.data[index]}, expected ${want.data[index]}`;
+        detail[1] = shape
+          ? `input ${i}: gradient of shape [${leaf.grad!.shape.join(", ")}]`
+          : `input ${i}: gradient[${index}] = ${got.data[index]}, expected ${want.data[index]}`;
       }
       leaf.grad?.dispose();
       leaf.grad = undefined;
     });
   });
-  return { value, gradient, tolerance, detail: detail.filter(Boolean).join("; "), ok: value <= tolerance && gradient <= tolerance };
+  return {
+    value,
+    gradient,
+    tolerance,
+    detail: detail.filter(Boolean).join("; "),
+    ok: value <= tolerance && gradient <= tolerance,
+  };
 }

@@ -9,7 +9,13 @@ const chatml =
 /** One token a byte (ids 0 to 255) and three special tokens: <|endoftext|> 256, <|im_start|> 257, <|im_end|> 258; ChatML template. */
 export function byteTokenizer(): Tokenizer {
   const specialTokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-  return trainBpe([], { vocabSize: 256 + specialTokens.length, specialTokens, eosToken: "<|im_end|>", padToken: "<|endoftext|>", chatTemplate: chatml });
+  return trainBpe([], {
+    vocabSize: 256 + specialTokens.length,
+    specialTokens,
+    eosToken: "<|im_end|>",
+    padToken: "<|endoftext|>",
+    chatTemplate: chatml,
+  });
 }
 
 export interface TinyModelOptions {
@@ -40,7 +46,17 @@ export interface TinyModelOptions {
 
 /** A decoder of random weights: the same options give the same bits. */
 export function tinyModel(options: TinyModelOptions = {}): CausalLM {
-  const { modelType = "qwen2", seed = 0, dtype = "f32", layers = 2, hidden = 32, heads = 4, kvHeads = 2, tied = true, std = 0.1 } = options;
+  const {
+    modelType = "qwen2",
+    seed = 0,
+    dtype = "f32",
+    layers = 2,
+    hidden = 32,
+    heads = 4,
+    kvHeads = 2,
+    tied = true,
+    std = 0.1,
+  } = options;
   const tokenizer = options.tokenizer ?? byteTokenizer();
   return createModel(
     {
@@ -64,9 +80,17 @@ export function tinyModel(options: TinyModelOptions = {}): CausalLM {
 }
 
 /** Lays documents of ids on one token axis; every next id is a label, the last position of a document has none. */
-export function packIds(documents: readonly ArrayLike<number>[], options: { learn?: (document: number, position: number) => boolean } = {}): TokenBatch {
+export function packIds(
+  documents: readonly ArrayLike<number>[],
+  options: { learn?: (document: number, position: number) => boolean } = {},
+): TokenBatch {
   const total = documents.reduce((n, d) => n + d.length, 0);
-  const batch = { ids_T: new Int32Array(total), labels_T: new Int32Array(total).fill(-100), positions_T: new Int32Array(total), cuSeqlens_B1: new Int32Array(documents.length + 1) };
+  const batch = {
+    ids_T: new Int32Array(total),
+    labels_T: new Int32Array(total).fill(-100),
+    positions_T: new Int32Array(total),
+    cuSeqlens_B1: new Int32Array(documents.length + 1),
+  };
   let offset = 0;
   documents.forEach((ids, b) => {
     for (let t = 0; t < ids.length; t++) {
@@ -81,7 +105,10 @@ export function packIds(documents: readonly ArrayLike<number>[], options: { lear
 }
 
 /** Documents of pseudo-random ids with given lengths; a pure function of the seed. */
-export function randomDocuments(lengths: readonly number[], options: { vocabSize: number; seed?: number }): Int32Array[] {
+export function randomDocuments(
+  lengths: readonly number[],
+  options: { vocabSize: number; seed?: number },
+): Int32Array[] {
   let state = (options.seed ?? 0) * 2654435761 + 12345;
   const next = (): number => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;

@@ -119,7 +119,8 @@ export class Linear {
     this.deltas = init.deltas ?? [];
     this.placement = init.placement;
     const { storage } = init;
-    if (storage.kind === "dense") expectShape(`${init.name}.weight`, storage.weight, [init.outFeatures, init.inFeatures]);
+    if (storage.kind === "dense")
+      expectShape(`${init.name}.weight`, storage.weight, [init.outFeatures, init.inFeatures]);
     if (init.bias) expectShape(`${init.name}.bias`, init.bias, [init.outFeatures]);
   }
 
@@ -160,10 +161,26 @@ export class Linear {
     switch (s.kind) {
       case "w4":
         this.packing.tensor ??= noGrad(() => raw.repackW4(s.q, s.scales, s.zeros, s.group)).keep();
-        return raw.linearW4(x, this.packing.tensor, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
+        return raw.linearW4(
+          x,
+          this.packing.tensor,
+          bias,
+          this.outFeatures,
+          this.inFeatures,
+          s.group,
+          s.compute === "int8" ? 1 : 0,
+        );
       case "q8":
         this.packing.tensor ??= noGrad(() => raw.repackQ8(s.q, s.scales, s.group)).keep();
-        return raw.linearQ8(x, this.packing.tensor, bias, this.outFeatures, this.inFeatures, s.group, s.compute === "int8" ? 1 : 0);
+        return raw.linearQ8(
+          x,
+          this.packing.tensor,
+          bias,
+          this.outFeatures,
+          this.inFeatures,
+          s.group,
+          s.compute === "int8" ? 1 : 0,
+        );
       case "nf4":
         return scope(() => raw.matmul(x, this.dequantize(x.dtype), bias, 0, 1, code(x.dtype)));
       case "dense":
@@ -210,10 +227,23 @@ export class Linear {
   storageTensors(): [suffix: string, tensor: Tensor][] {
     const s = this.storage;
     const list: [string, Tensor][] =
-      s.kind === "dense" ? [["weight", s.weight]]
-      : s.kind === "w4" ? [["q", s.q], ["scales", s.scales], ["zeros", s.zeros]]
-      : s.kind === "q8" ? [["q", s.q], ["scales", s.scales]]
-      : [["q", s.q], ["absmax", s.absmax]];
+      s.kind === "dense"
+        ? [["weight", s.weight]]
+        : s.kind === "w4"
+          ? [
+              ["q", s.q],
+              ["scales", s.scales],
+              ["zeros", s.zeros],
+            ]
+          : s.kind === "q8"
+            ? [
+                ["q", s.q],
+                ["scales", s.scales],
+              ]
+            : [
+                ["q", s.q],
+                ["absmax", s.absmax],
+              ];
     if (this.bias) list.push(["bias", this.bias]);
     return list;
   }
@@ -232,7 +262,11 @@ export class Linear {
 
 function expectShape(name: string, tensor: Tensor, shape: readonly number[]): void {
   if (tensor.shape.length === shape.length && shape.every((n, i) => n === tensor.shape[i])) return;
-  throw new ShapeError(`[linear] ${name} must be [${shape.join(", ")}], got [${tensor.shape.join(", ")}]`, { name, expected: shape, got: tensor.shape });
+  throw new ShapeError(`[linear] ${name} must be [${shape.join(", ")}], got [${tensor.shape.join(", ")}]`, {
+    name,
+    expected: shape,
+    got: tensor.shape,
+  });
 }
 
 function lowRanks(x: Tensor, linears: readonly Linear[], offsets: readonly number[]): LowRank[] {
@@ -270,7 +304,9 @@ export class LinearGroup {
   /** The group with its members replaced by `change`; the fused buffers stay while the members' storages are the same. */
   map(change: (linear: Linear) => Linear): LinearGroup {
     const linears = this.linears.map(change);
-    const untouched = linears.every((l, i) => l.storage === this.linears[i]!.storage && l.bias === this.linears[i]!.bias);
+    const untouched = linears.every(
+      (l, i) => l.storage === this.linears[i]!.storage && l.bias === this.linears[i]!.bias,
+    );
     return new LinearGroup(linears, untouched ? this.fused : undefined);
   }
 

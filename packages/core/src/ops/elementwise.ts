@@ -82,12 +82,17 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   const known = shape.filter((n) => n !== -1).reduce((a, b) => a * b, 1);
   const full = shape.map((n) => (n === -1 ? x.size / known : n));
   if (full.reduce((a, b) => a * b, 1) !== x.size || full.some((n) => !Number.isInteger(n))) {
-    throw new ShapeError(`[reshape] [${x.shape.join(", ")}] has ${x.size} elements, [${shape.join(", ")}] does not fit`);
+    throw new ShapeError(
+      `[reshape] [${x.shape.join(", ")}] has ${x.size} elements, [${shape.join(", ")}] does not fit`,
+    );
   }
   // Row-strided [T, N] can become [T, H, D]: only the row stride matters.
   const strides = rowMajor(full);
   if (x.strides) {
-    if (full[0] !== x.shape[0]) throw new ShapeError(`[reshape] a row-strided [${x.shape.join(", ")}] keeps its first dim, got [${full.join(", ")}]`);
+    if (full[0] !== x.shape[0])
+      throw new ShapeError(
+        `[reshape] a row-strided [${x.shape.join(", ")}] keeps its first dim, got [${full.join(", ")}]`,
+      );
     strides[0] = x.strides[0]!;
   }
   const y = x.asStrided(full, strides, 0);
@@ -102,7 +107,9 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
  */
 export function splitColumns(x: Tensor, widths: readonly number[]): Tensor[] {
   if (x.shape.length !== 2 || widths.reduce((a, b) => a + b, 0) !== x.dim(1)) {
-    throw new ShapeError(`[splitColumns] widths ${widths.join(" + ")} must add up to the columns of [${x.shape.join(", ")}]`);
+    throw new ShapeError(
+      `[splitColumns] widths ${widths.join(" + ")} must add up to the columns of [${x.shape.join(", ")}]`,
+    );
   }
   let at = 0;
   const parts = widths.map((width) => x.columns(at, (at += width)));

@@ -93,13 +93,25 @@ export interface AttentionOptions {
  * @returns                [Tq, H, D]
  * @see Dao 2023, arXiv:2307.08691; Ainslie et al. 2023, arXiv:2305.13245
  */
-export function attention(q: Tensor, k: Tensor, v: Tensor, cuSeqlensQ: Tensor, cuSeqlensK: Tensor, options: AttentionOptions): Tensor {
+export function attention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  cuSeqlensQ: Tensor,
+  cuSeqlensK: Tensor,
+  options: AttentionOptions,
+): Tensor {
   const causal = options.causal === false ? 0 : 1;
   const window = options.window ?? 0;
   const [o, lse] = raw.attention(q, k, v, cuSeqlensQ, cuSeqlensK, options.scale, causal, window);
   if (needsGrad(q) || needsGrad(k) || needsGrad(v)) {
-    record("attention", [o], [q, k, v], [q, k, v, o, lse, cuSeqlensQ, cuSeqlensK], ([dO], [q_, k_, v_, o_, l, cq, ck]) =>
-      raw.attentionBwd(dO!, q_!, k_!, v_!, o_!, l!, cq!, ck!, options.scale, causal, window),
+    record(
+      "attention",
+      [o],
+      [q, k, v],
+      [q, k, v, o, lse, cuSeqlensQ, cuSeqlensK],
+      ([dO], [q_, k_, v_, o_, l, cq, ck]) =>
+        raw.attentionBwd(dO!, q_!, k_!, v_!, o_!, l!, cq!, ck!, options.scale, causal, window),
     );
   }
   return o;

@@ -32,7 +32,14 @@ export function denseHead(weight: Tensor): Head {
 }
 
 /** Runs `rowLoss` on chunks of logits and collects loss, dx and dW; the core of every fused vocabulary loss. */
-function chunkedLoss(name: string, x: Tensor, head: Head, losses: number, chunk: number | undefined, rowLoss: (logits: Tensor, start: number, end: number, grad: boolean) => Tensor[]): Tensor[] {
+function chunkedLoss(
+  name: string,
+  x: Tensor,
+  head: Head,
+  losses: number,
+  chunk: number | undefined,
+  rowLoss: (logits: Tensor, start: number, end: number, grad: boolean) => Tensor[],
+): Tensor[] {
   const rows = x.dim(0);
   const weight = head.weight;
   const wantX = gradEnabled() && needsGrad(x);
@@ -59,7 +66,9 @@ function chunkedLoss(name: string, x: Tensor, head: Head, losses: number, chunk:
         });
         kept.forEach((value, i) => columns[i]!.push(value));
       }
-      const joined = columns.map((c) => (c.length === 1 ? c[0]! : c.length === 0 ? empty([0], "f32") : raw.concatRows(c)));
+      const joined = columns.map((c) =>
+        c.length === 1 ? c[0]! : c.length === 0 ? empty([0], "f32") : raw.concatRows(c),
+      );
       return { joined, dx, dw };
     }),
   );
@@ -84,7 +93,13 @@ function chunkedLoss(name: string, x: Tensor, head: Head, losses: number, chunk:
  * @returns       loss f32 [1] (differentiable) and nll f32 [T] (weighted, for reports)
  * @see Hsu et al. 2024 (Liger Kernel), arXiv:2410.10989, section 3.2
  */
-export function linearCrossEntropy(x: Tensor, head: Tensor | Head, labels: Tensor, weights: Tensor | null = null, chunk?: number): { loss: Tensor; nll: Tensor } {
+export function linearCrossEntropy(
+  x: Tensor,
+  head: Tensor | Head,
+  labels: Tensor,
+  weights: Tensor | null = null,
+  chunk?: number,
+): { loss: Tensor; nll: Tensor } {
   const h = "isTensor" in head ? denseHead(head) : head;
   const [loss, nll] = chunkedLoss("linearCrossEntropy", x, h, 1, chunk, (logits, start, end, grad) => {
     const l = labels.rows(start, end);
@@ -131,7 +146,16 @@ export function linearDistill(
   const [loss, , kl, ce] = chunkedLoss("linearDistill", x, h, 3, options.chunk, (logits, start, end) => {
     const w = weights ? weights.rows(start, end) : null;
     const teacher = t.logits(teacherX.rows(start, end));
-    const [k, c] = raw.distillInplace(logits, teacher, labels.rows(start, end), w, options.temperature, options.alpha, kind, hard);
+    const [k, c] = raw.distillInplace(
+      logits,
+      teacher,
+      labels.rows(start, end),
+      w,
+      options.temperature,
+      options.alpha,
+      kind,
+      hard,
+    );
     return [raw.add(raw.scale(k, options.alpha), raw.scale(c, 1 - options.alpha)), k, c];
   });
   return { loss: loss!, kl: kl!, ce: ce! };

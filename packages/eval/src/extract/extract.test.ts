@@ -118,12 +118,16 @@ describe("extractNumber", () => {
   const gsm8k = asset("eval-gsm8k", "test.jsonl");
   const solutions = asset("eval-gsm8k-model-solutions", "example_model_solutions.jsonl");
   const lines = (file: string): Record<string, never>[] =>
-    readFileSync(file, "utf8").trim().split("\n").map((line) => JSON.parse(line) as Record<string, never>);
+    readFileSync(file, "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as Record<string, never>);
 
   it.skipIf(!gsm8k)("reads the reference answers of all 1319 problems, as OpenCompass 1305 of them", () => {
     const rows = lines(gsm8k!);
     const count = (extractor: NumberExtractor): number =>
-      rows.filter(({ answer }) => sameNumber(extractNumber(answer, extractor), referenceNumber(answer)!, extractor)).length;
+      rows.filter(({ answer }) => sameNumber(extractNumber(answer, extractor), referenceNumber(answer)!, extractor))
+        .length;
     expect(rows.length).toBe(1319);
     expect(count("strict")).toBe(1319);
     expect(count("flexible")).toBe(1319);
@@ -135,7 +139,9 @@ describe("extractNumber", () => {
     const counts = (extractor: NumberExtractor): number[] =>
       ["6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"].map((model) => {
         const rows = lines(solutions!) as unknown as Record<string, { solution: string; is_correct: boolean }>[];
-        return rows.filter((row, i) => sameNumber(extractNumber(row[model]!.solution, extractor), references[i]!, extractor)).length;
+        return rows.filter((row, i) =>
+          sameNumber(extractNumber(row[model]!.solution, extractor), references[i]!, extractor),
+        ).length;
       });
     expect(counts("flexible")).toEqual([286, 515, 458, 742]);
     expect(counts("opencompass")).toEqual([286, 515, 456, 742]);

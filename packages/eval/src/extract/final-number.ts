@@ -16,8 +16,15 @@ export type NumberExtractor = "flexible" | "strict" | "opencompass";
 export function extractNumber(answer: string, extractor: NumberExtractor): string | undefined {
   const text = stripReasoning(answer);
   if (extractor === "strict") return /#### (-?[0-9.,]+)/.exec(text)?.[1];
-  if (extractor === "opencompass") return text.split("Question:")[0]!.match(/-?\d+\.\d+|-?\d+/g)?.at(-1);
-  return text.match(/-?[$0-9.,]{2,}|-?[0-9]+/g)?.at(-1)?.trim();
+  if (extractor === "opencompass")
+    return text
+      .split("Question:")[0]!
+      .match(/-?\d+\.\d+|-?\d+/g)
+      ?.at(-1);
+  return text
+    .match(/-?[$0-9.,]{2,}|-?[0-9]+/g)
+    ?.at(-1)
+    ?.trim();
 }
 
 /** A gsm8k answer's number: what follows its last `#### `. Undefined when there is none. */

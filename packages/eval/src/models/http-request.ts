@@ -39,11 +39,14 @@ export async function postJson(
       });
       if (response.ok) return response;
       const answer = await response.text();
-      failure = new NetworkError(`[openaiModel] ${url}: expected status 200, got ${response.status}: ${serverMessage(answer)}`, {
-        status: response.status,
-        url,
-        body: answer.slice(0, 2000),
-      });
+      failure = new NetworkError(
+        `[openaiModel] ${url}: expected status 200, got ${response.status}: ${serverMessage(answer)}`,
+        {
+          status: response.status,
+          url,
+          body: answer.slice(0, 2000),
+        },
+      );
       if (!AGAIN.has(response.status)) throw failure;
       pauseMs = retryAfterMs(response.headers.get("retry-after")) ?? pauseMs;
     } catch (error) {

@@ -97,12 +97,18 @@ export class OnnxDecoder {
     for (const input of this.inputs.values()) {
       if (KNOWN.has(input.name)) continue;
       if (!input.name.startsWith("past"))
-        throw new UnsupportedError(`[onnxModel] ${path}: input "${input.name}" is not known; got ${this.names()}`, { path, input: input.name });
-      const output = [input.name.replace(/^past_key_values/, "present"), input.name.replace(/^past/, "present")].find((name) =>
-        session.outputNames.includes(name),
+        throw new UnsupportedError(`[onnxModel] ${path}: input "${input.name}" is not known; got ${this.names()}`, {
+          path,
+          input: input.name,
+        });
+      const output = [input.name.replace(/^past_key_values/, "present"), input.name.replace(/^past/, "present")].find(
+        (name) => session.outputNames.includes(name),
       );
       if (output === undefined)
-        throw new UnsupportedError(`[onnxModel] ${path}: input "${input.name}" has no output present…; got ${this.names()}`, { path });
+        throw new UnsupportedError(
+          `[onnxModel] ${path}: input "${input.name}" has no output present…; got ${this.names()}`,
+          { path },
+        );
       this.states.set(input.name, output);
       tensors[input.name] = this.emptyState(input, ids.shape[0]!, path);
     }
@@ -132,7 +138,10 @@ export class OnnxDecoder {
   private emptyState(input: ValueMetadata, batch: number | string, path: string): OnnxTensor {
     const make = ELEMENTS[input.type ?? ""];
     if (!make || !input.shape)
-      throw new UnsupportedError(`[onnxModel] ${path}: ${input.name}: expected float32 or float16, got ${input.type ?? "no tensor"}`, { path });
+      throw new UnsupportedError(
+        `[onnxModel] ${path}: ${input.name}: expected float32 or float16, got ${input.type ?? "no tensor"}`,
+        { path },
+      );
     let needsBatch = typeof batch === "string";
     const named = needsBatch && input.shape.includes(batch);
     const dims = input.shape.map((size) => {
@@ -159,11 +168,18 @@ export class OnnxDecoder {
     const tokens = cached ? added : [...state.ids, ...added];
     const past = cached ? state.length : 0;
     const total = past + tokens.length;
-    const feeds: Record<string, OnnxTensor> = { ...state.tensors, input_ids: this.integers("input_ids", tokens, [1, tokens.length]) };
+    const feeds: Record<string, OnnxTensor> = {
+      ...state.tensors,
+      input_ids: this.integers("input_ids", tokens, [1, tokens.length]),
+    };
     if (this.inputs.has("attention_mask"))
       feeds["attention_mask"] = this.integers("attention_mask", new Array<number>(total).fill(1), [1, total]);
     if (this.inputs.has("position_ids"))
-      feeds["position_ids"] = this.integers("position_ids", tokens.map((_, i) => past + i), [1, tokens.length]);
+      feeds["position_ids"] = this.integers(
+        "position_ids",
+        tokens.map((_, i) => past + i),
+        [1, tokens.length],
+      );
     if (this.inputs.has("use_cache_branch"))
       feeds["use_cache_branch"] = new this.runtime.Tensor("bool", Uint8Array.of(past > 0 ? 1 : 0), [1]);
     for (const name of KEEP) if (this.inputs.has(name)) feeds[name] = this.integers(name, [0], []);
@@ -171,7 +187,11 @@ export class OnnxDecoder {
     try {
       outputs = await this.session.run(feeds);
     } catch (error) {
-      throw new FormatError(`[onnxModel] the graph failed on ${tokens.length} tokens after ${past}: ${(error as Error).message}`, {}, error);
+      throw new FormatError(
+        `[onnxModel] the graph failed on ${tokens.length} tokens after ${past}: ${(error as Error).message}`,
+        {},
+        error,
+      );
     }
     const logits = readLogits(outputs["logits"], tokens.length, added.length);
     const tensors = Object.fromEntries([...this.states].map(([input, output]) => [input, outputs[output]!]));

@@ -38,7 +38,9 @@ const installed = ((): boolean => {
 })();
 const folder = (...parts: string[]): string | undefined => (installed ? asset("w-onnx-tiny", ...parts) : undefined);
 
-const finishes = async (events: AsyncIterable<GenerateEvent>): Promise<Extract<GenerateEvent, { type: "finish" }>[]> => {
+const finishes = async (
+  events: AsyncIterable<GenerateEvent>,
+): Promise<Extract<GenerateEvent, { type: "finish" }>[]> => {
   const list = [];
   for await (const event of events) if (event.type === "finish") list.push(event);
   return list;
@@ -105,16 +107,28 @@ describe("onnxModel", () => {
     const continuations = [...GREEDY.map((ids) => Int32Array.from(ids)), Int32Array.of(1), Int32Array.of(1, 2, 3)];
     const scores = await model.score(PROMPTS[0]!, continuations);
     expect(scores.map((score) => score.greedy)).toEqual([true, false, false, false]);
-    for (const score of scores) expect(score.logprob).toBeCloseTo(score.tokenLogprobs.reduce((sum, value) => sum + value, 0), 10);
+    for (const score of scores)
+      expect(score.logprob).toBeCloseTo(
+        score.tokenLogprobs.reduce((sum, value) => sum + value, 0),
+        10,
+      );
     // The chain rule over another split of the same ids.
     const [whole] = await model.score(Int32Array.of(0), [Int32Array.of(0, 0, 52, 1, 2, 3)]);
-    expect(Array.from(whole!.tokenLogprobs.subarray(3))).toEqual([...scores[3]!.tokenLogprobs].map((value) => expect.closeTo(value, 4)));
+    expect(Array.from(whole!.tokenLogprobs.subarray(3))).toEqual(
+      [...scores[3]!.tokenLogprobs].map((value) => expect.closeTo(value, 4)),
+    );
     // Probabilities of all 1000 ids sum to 1.
-    const all = await model.score(PROMPTS[0]!, Array.from({ length: 1000 }, (_, id) => Int32Array.of(id)));
+    const all = await model.score(
+      PROMPTS[0]!,
+      Array.from({ length: 1000 }, (_, id) => Int32Array.of(id)),
+    );
     expect(all.reduce((sum, score) => sum + Math.exp(score.logprob), 0)).toBeCloseTo(1, 6);
     await expect(model.score(Int32Array.of(), [Int32Array.of(1)])).rejects.toThrow("prefix");
     await expect(model.score(PROMPTS[0]!, [new Int32Array(600)])).rejects.toThrow("at most 512");
-    const results = await evaluate({ models: { model }, tasks: [perplexity({ text: "0 0 0 52 204 204 204", blockTokens: 2 })] });
+    const results = await evaluate({
+      models: { model },
+      tasks: [perplexity({ text: "0 0 0 52 204 204 204", blockTokens: 2 })],
+    });
     expect(results.cells[0]!.metrics[0]!.value).toBeGreaterThan(1);
     await model.dispose();
   });
@@ -122,7 +136,9 @@ describe("onnxModel", () => {
   it.skipIf(!gpt2)("samples by seed, and stops at stop texts and ids", async () => {
     const model = await onnxModel({ path: gpt2!, tokenizer: numbers });
     const sample = async (seed: number): Promise<number[]> =>
-      (await finishes(model.generate(PROMPTS.slice(0, 1), { maxTokens: 12, temperature: 1, seed, ignoreEos: true })))[0]!.tokenIds;
+      (
+        await finishes(model.generate(PROMPTS.slice(0, 1), { maxTokens: 12, temperature: 1, seed, ignoreEos: true }))
+      )[0]!.tokenIds;
     expect(await sample(1)).toEqual(await sample(1));
     expect(await sample(1)).not.toEqual(await sample(2));
     const events: GenerateEvent[] = [];
@@ -138,13 +154,17 @@ describe("onnxModel", () => {
   });
 
   it.skipIf(!paged || !dummy)("refuses graphs that are no such decoder, and files that are none", async () => {
-    await expect(onnxModel({ path: paged!, tokenizer: numbers })).rejects.toSatisfy((error) => LlmError.isInstance(error, "UNSUPPORTED"));
+    await expect(onnxModel({ path: paged!, tokenizer: numbers })).rejects.toSatisfy((error) =>
+      LlmError.isInstance(error, "UNSUPPORTED"),
+    );
     const fixed = await onnxModel({ path: dummy!, tokenizer: numbers });
     await expect(finishes(fixed.generate(["1 2 3"]))).rejects.toSatisfy(
       (error) => LlmError.isInstance(error, "SHAPE") || LlmError.isInstance(error, "FORMAT"),
     );
     await fixed.dispose();
-    await expect(onnxModel({ path: "/nowhere/model.onnx", tokenizer: numbers })).rejects.toSatisfy((error) => LlmError.isInstance(error, "IO"));
+    await expect(onnxModel({ path: "/nowhere/model.onnx", tokenizer: numbers })).rejects.toSatisfy((error) =>
+      LlmError.isInstance(error, "IO"),
+    );
   });
 
   afterEach(() => {
@@ -165,7 +185,14 @@ describe("onnxModel", () => {
   });
 
   it("reads half precision", () => {
-    expect([0x3c00, 0xc000, 0x7bff, 0x0001, 0x8000, 0x7c00].map(halfToFloat)).toEqual([1, -2, 65504, 2 ** -24, -0, Infinity]);
+    expect([0x3c00, 0xc000, 0x7bff, 0x0001, 0x8000, 0x7c00].map(halfToFloat)).toEqual([
+      1,
+      -2,
+      65504,
+      2 ** -24,
+      -0,
+      Infinity,
+    ]);
     expect(halfToFloat(0x7e00)).toBeNaN();
   });
 });

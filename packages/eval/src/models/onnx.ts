@@ -12,7 +12,10 @@ import { makeTokenChooser } from "./token-chooser.js";
 export const onnxModelOptionsSchema = v.strictObject({
   /** The .onnx file, or its folder (genai_config.json names the file; else model.onnx, decoder.onnx or onnx/model.onnx). */
   path: v.pipe(v.string(), v.minLength(1)),
-  tokenizer: v.custom<Tokenizer>((value) => typeof (value as Tokenizer | null)?.encode === "function", "expected a Tokenizer"),
+  tokenizer: v.custom<Tokenizer>(
+    (value) => typeof (value as Tokenizer | null)?.encode === "function",
+    "expected a Tokenizer",
+  ),
   /** Context in tokens. Default: genai_config.json or config.json beside the file. */
   maxTokens: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))),
   /** Ids that end an answer. Default: the tokenizer's end token and those of genai_config.json or config.json. */
@@ -42,13 +45,19 @@ export async function onnxModel(options: OnnxModelOptions): Promise<OnnxModel> {
   const found = await locate(parsed.path);
   const maxTokens = parsed.maxTokens ?? found.maxTokens;
   if (maxTokens === undefined)
-    throw new OptionsError(`[onnxModel] maxTokens: expected the model's context; no genai_config.json or config.json names it`, {
-      path: found.file,
-    });
+    throw new OptionsError(
+      `[onnxModel] maxTokens: expected the model's context; no genai_config.json or config.json names it`,
+      {
+        path: found.file,
+      },
+    );
   const sessionOptions: Record<string, unknown> = { executionProviders: parsed.executionProviders };
   if (parsed.threads !== undefined) sessionOptions["intraOpNumThreads"] = parsed.threads;
   const decoder = await OnnxDecoder.open(found.file, sessionOptions);
-  const ends = parsed.eosTokenIds ?? [...found.eosTokenIds, ...(parsed.tokenizer.eosTokenId === undefined ? [] : [parsed.tokenizer.eosTokenId])];
+  const ends = parsed.eosTokenIds ?? [
+    ...found.eosTokenIds,
+    ...(parsed.tokenizer.eosTokenId === undefined ? [] : [parsed.tokenizer.eosTokenId]),
+  ];
   return new OnnxLanguageModel(decoder, parsed.tokenizer, maxTokens, new Set(ends), await hashFile(found.file));
 }
 
@@ -60,7 +69,13 @@ class OnnxLanguageModel implements OnnxModel {
   private readonly ends: ReadonlySet<number>;
   private disposed = false;
 
-  constructor(decoder: OnnxDecoder, tokenizer: Tokenizer, maxTokens: number, ends: ReadonlySet<number>, fingerprint: string) {
+  constructor(
+    decoder: OnnxDecoder,
+    tokenizer: Tokenizer,
+    maxTokens: number,
+    ends: ReadonlySet<number>,
+    fingerprint: string,
+  ) {
     this.decoder = decoder;
     this.tokenizer = tokenizer;
     this.maxTokens = maxTokens;
@@ -95,9 +110,15 @@ class OnnxLanguageModel implements OnnxModel {
     return this.tokenizer.encode(text, { addSpecialTokens: false });
   }
 
-  private async *generateOne(promptIds: TokenIds, index: number, options: GenerateOptions): AsyncGenerator<GenerateEvent> {
+  private async *generateOne(
+    promptIds: TokenIds,
+    index: number,
+    options: GenerateOptions,
+  ): AsyncGenerator<GenerateEvent> {
     if (promptIds.length < 1 || promptIds.length >= this.maxTokens)
-      throw new UnsupportedError(`[onnxModel] expected a prompt of 1 to ${this.maxTokens - 1} tokens, got ${promptIds.length}`);
+      throw new UnsupportedError(
+        `[onnxModel] expected a prompt of 1 to ${this.maxTokens - 1} tokens, got ${promptIds.length}`,
+      );
     const limit = Math.min(options.maxTokens ?? 256, this.maxTokens - promptIds.length);
     const choose = makeTokenChooser(options, promptIds, index);
     const stream = this.tokenizer.decodeStream({ skipSpecialTokens: true });
@@ -201,7 +222,8 @@ class OnnxLanguageModel implements OnnxModel {
 
 /** log softmax(row)[id] in f64, and whether no other id is likelier (the first on ties). */
 function tokenLogprob(row: Float32Array, id: number): { logprob: number; likeliest: boolean } {
-  if (id < 0 || id >= row.length) throw new OptionsError(`[onnxModel] expected ids below ${row.length}, got ${id}`, { id });
+  if (id < 0 || id >= row.length)
+    throw new OptionsError(`[onnxModel] expected ids below ${row.length}, got ${id}`, { id });
   let top = 0;
   for (let i = 1; i < row.length; i++) if (row[i]! > row[top]!) top = i;
   let sum = 0;
@@ -249,12 +271,19 @@ async function locate(path: string): Promise<Located> {
   const genai = (await readJson(join(folder, "genai_config.json")))?.["model"] as
     | { context_length?: number; eos_token_id?: number | number[]; decoder?: { filename?: string } }
     | undefined;
-  const config = genai ?? ((await readJson(join(folder, "config.json"))) as { eos_token_id?: number | number[] } | undefined);
+  const config =
+    genai ?? ((await readJson(join(folder, "config.json"))) as { eos_token_id?: number | number[] } | undefined);
   const end = config?.eos_token_id;
-  const maxTokens = genai?.context_length ?? (config as { max_position_embeddings?: number } | undefined)?.max_position_embeddings;
+  const maxTokens =
+    genai?.context_length ?? (config as { max_position_embeddings?: number } | undefined)?.max_position_embeddings;
   const eosTokenIds = end === undefined || end === null ? [] : Array.isArray(end) ? end : [end];
   if (!information.isDirectory()) return { file: path, maxTokens, eosTokenIds };
-  const candidates = [...(genai?.decoder?.filename ? [genai.decoder.filename] : []), "model.onnx", "decoder.onnx", join("onnx", "model.onnx")];
+  const candidates = [
+    ...(genai?.decoder?.filename ? [genai.decoder.filename] : []),
+    "model.onnx",
+    "decoder.onnx",
+    join("onnx", "model.onnx"),
+  ];
   for (const candidate of candidates) {
     const file = join(folder, candidate);
     const exists = await stat(file).then(

@@ -20,7 +20,9 @@ afterEach(async () => {
   server = undefined;
 });
 
-async function serve(handler: Handler): Promise<{ baseUrl: string; requests: { url: string; body: Body; authorization: string | undefined }[] }> {
+async function serve(
+  handler: Handler,
+): Promise<{ baseUrl: string; requests: { url: string; body: Body; authorization: string | undefined }[] }> {
   const requests: { url: string; body: Body; authorization: string | undefined }[] = [];
   server = createServer((request, response) => {
     const chunks: Buffer[] = [];
@@ -35,7 +37,12 @@ async function serve(handler: Handler): Promise<{ baseUrl: string; requests: { u
   return { baseUrl: `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`, requests };
 }
 
-const sendJson = (response: ServerResponse, value: unknown, status = 200, headers: Record<string, string> = {}): void => {
+const sendJson = (
+  response: ServerResponse,
+  value: unknown,
+  status = 200,
+  headers: Record<string, string> = {},
+): void => {
   response.writeHead(status, { "content-type": "application/json", ...headers });
   response.end(JSON.stringify(value));
 };
@@ -71,7 +78,9 @@ const collect = async (events: AsyncIterable<GenerateEvent>): Promise<GenerateEv
 
 describe("serverSentEvents", () => {
   it("reads the same events however the bytes are cut", async () => {
-    const bytes = Buffer.from('data: {"a":"十三🙂"}\r\n\r\n: note\r\nid: 4\r\ndata:two\r\ndata: lines\r\n\r\ndata\n\ndata: [DONE]\n\n');
+    const bytes = Buffer.from(
+      'data: {"a":"十三🙂"}\r\n\r\n: note\r\nid: 4\r\ndata:two\r\ndata: lines\r\n\r\ndata\n\ndata: [DONE]\n\n',
+    );
     for (let size = 1; size <= bytes.length; size++) {
       const pieces = async function* (): AsyncGenerator<Uint8Array> {
         for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
@@ -85,10 +94,17 @@ describe("serverSentEvents", () => {
 
 describe("openaiModel", () => {
   it.each([1, 3, 7, 100_000])("streams a conversation cut into packets of %i bytes", async (size) => {
-    const { baseUrl, requests } = await serve((_body, response) => sendPieces(response, chatStream(["十", "三🙂", " ok"]), size));
+    const { baseUrl, requests } = await serve((_body, response) =>
+      sendPieces(response, chatStream(["十", "三🙂", " ok"]), size),
+    );
     const model = openaiModel({ baseUrl: `${baseUrl}/`, model: "m", apiKey: "secret" });
     const events = await collect(
-      model.generate([{ messages: [{ role: "user", content: "hi" }] }], { maxTokens: 5, stop: ["\n"], topK: 3, seed: 9 }),
+      model.generate([{ messages: [{ role: "user", content: "hi" }] }], {
+        maxTokens: 5,
+        stop: ["\n"],
+        topK: 3,
+        seed: 9,
+      }),
     );
     expect(events.filter((one) => one.type === "text-delta").map((one) => one.text)).toEqual(["十", "三🙂", " ok"]);
     expect(events.at(-1)).toEqual({
@@ -125,7 +141,10 @@ describe("openaiModel", () => {
       most = Math.max(most, ++running);
       await new Promise((resolve) => setTimeout(resolve, 5));
       running--;
-      sendJson(response, { choices: [{ text: `<${String(body["prompt"])}>`, finish_reason: "length" }], usage: { prompt_tokens: 1, completion_tokens: 2 } });
+      sendJson(response, {
+        choices: [{ text: `<${String(body["prompt"])}>`, finish_reason: "length" }],
+        usage: { prompt_tokens: 1, completion_tokens: 2 },
+      });
     });
     const model = openaiModel({ baseUrl, model: "m", stream: false, concurrency: 2, tokenizer: byteTokenizer() });
     const events = await collect(model.generate(["a", "b", Int32Array.of(7, 8), "d"]));
@@ -145,12 +164,15 @@ describe("openaiModel", () => {
       return sendJson(response, { error: { message: "no such model" } }, count === 4 ? 404 : 500);
     });
     const model = openaiModel({ baseUrl, model: "m", retries: 2, retryDelayMs: 1 });
-    const ask = (): Promise<GenerateEvent[]> => collect(model.generate([{ messages: [{ role: "user", content: "?" }] }]));
+    const ask = (): Promise<GenerateEvent[]> =>
+      collect(model.generate([{ messages: [{ role: "user", content: "?" }] }]));
     expect((await ask()).at(-1)).toMatchObject({ text: "yes" });
     expect(requests.length).toBe(3);
     await expect(ask()).rejects.toThrow("got 404: no such model");
     expect(requests.length).toBe(4);
-    await expect(ask()).rejects.toSatisfy((error) => LlmError.isInstance(error, "NETWORK") && error.data["status"] === 500);
+    await expect(ask()).rejects.toSatisfy(
+      (error) => LlmError.isInstance(error, "NETWORK") && error.data["status"] === 500,
+    );
     expect(requests.length).toBe(7);
   });
 
@@ -218,7 +240,8 @@ describe("openaiModel", () => {
   it("names gen mode when the server or the missing tokenizer cannot score", async () => {
     let echo = false;
     const { baseUrl } = await serve((body, response) => {
-      if ("messages" in body) return sendJson(response, { choices: [{ message: { content: "A" }, finish_reason: "stop" }] });
+      if ("messages" in body)
+        return sendJson(response, { choices: [{ message: { content: "A" }, finish_reason: "stop" }] });
       if (echo) return sendJson(response, { choices: [{ text: "", finish_reason: "length" }] });
       return sendJson(response, { error: { message: "echo is not supported" } }, 400);
     });

@@ -13,7 +13,9 @@ export const openaiModelOptionsSchema = v.strictObject({
   /** Sent as a bearer token. Absent = none. */
   apiKey: v.optional(v.string()),
   /** The served model's own tokenizer; scoring (ppl, loglikelihood, perplexity) needs it. */
-  tokenizer: v.optional(v.custom<Tokenizer>((value) => typeof (value as Tokenizer | null)?.encode === "function", "expected a Tokenizer")),
+  tokenizer: v.optional(
+    v.custom<Tokenizer>((value) => typeof (value as Tokenizer | null)?.encode === "function", "expected a Tokenizer"),
+  ),
   /** Context of the served model, in tokens. Absent = unknown; then only the server refuses what is too long. */
   maxTokens: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))),
   /** What "auto" prompts are: chat completions or plain completions. @default "chat" */
@@ -64,7 +66,11 @@ interface Choice {
 
 interface Completion {
   choices?: Choice[];
-  usage?: { prompt_tokens?: number; completion_tokens?: number; prompt_tokens_details?: { cached_tokens?: number } | null } | null;
+  usage?: {
+    prompt_tokens?: number;
+    completion_tokens?: number;
+    prompt_tokens_details?: { cached_tokens?: number } | null;
+  } | null;
   error?: { message?: string } | string;
 }
 
@@ -85,7 +91,10 @@ class OpenaiModel implements EvaluatedModel {
     this.promptStyle = options.promptStyle;
     this.fingerprint = options.fingerprint ?? `${this.base} ${options.model}`;
     this.request = {
-      headers: { ...(options.apiKey === undefined ? {} : { authorization: `Bearer ${options.apiKey}` }), ...options.headers },
+      headers: {
+        ...(options.apiKey === undefined ? {} : { authorization: `Bearer ${options.apiKey}` }),
+        ...options.headers,
+      },
       retries: options.retries,
       retryDelayMs: options.retryDelayMs,
       timeoutMs: options.timeoutMs,
@@ -117,10 +126,12 @@ class OpenaiModel implements EvaluatedModel {
       }
     };
     let running = true;
-    const all = Promise.all(Array.from({ length: Math.min(this.options.concurrency, prompts.length) }, worker)).then(() => {
-      running = false;
-      wake?.();
-    });
+    const all = Promise.all(Array.from({ length: Math.min(this.options.concurrency, prompts.length) }, worker)).then(
+      () => {
+        running = false;
+        wake?.();
+      },
+    );
     try {
       while (running || queue.length > 0) {
         while (queue.length > 0) yield queue.shift()!;
@@ -188,7 +199,10 @@ class OpenaiModel implements EvaluatedModel {
       else throw new NetworkError(`[openaiModel] ${url}: ${causeText(error)}`, { url }, error);
     }
     if (reason === undefined && finish === undefined)
-      throw new NetworkError(`[openaiModel] ${url}: expected a finish_reason before the end of the answer`, { url, text });
+      throw new NetworkError(`[openaiModel] ${url}: expected a finish_reason before the end of the answer`, {
+        url,
+        text,
+      });
     const tokenIds = this.options.tokenizer ? [...this.tokenizer.encode(text, { addSpecialTokens: false })] : [];
     emit({
       type: "finish",
@@ -202,13 +216,22 @@ class OpenaiModel implements EvaluatedModel {
 
   async score(prefix: TokenIds, continuations: TokenIds[], options: { signal?: AbortSignal } = {}): Promise<Score[]> {
     const scores: Score[] = [];
-    for (const continuation of continuations) scores.push(await this.scoreOne([...prefix, ...continuation], prefix.length, options.signal));
+    for (const continuation of continuations)
+      scores.push(await this.scoreOne([...prefix, ...continuation], prefix.length, options.signal));
     return scores;
   }
 
   private async scoreOne(ids: number[], from: number, signal: AbortSignal | undefined): Promise<Score> {
     const url = `${this.base}/completions`;
-    const body = { model: this.options.model, prompt: ids, max_tokens: 1, temperature: 0, echo: true, logprobs: 1, ...this.options.extraBody };
+    const body = {
+      model: this.options.model,
+      prompt: ids,
+      max_tokens: 1,
+      temperature: 0,
+      echo: true,
+      logprobs: 1,
+      ...this.options.extraBody,
+    };
     const unsupported = (why: string, cause?: unknown): UnsupportedError =>
       new UnsupportedError(
         `[openaiModel] ${url}: the server does not score prompts (echo with logprobs): ${why}; use mode "gen" for this model`,
@@ -221,7 +244,8 @@ class OpenaiModel implements EvaluatedModel {
       completion = (await response.json()) as Completion;
     } catch (error) {
       signal?.throwIfAborted();
-      if (!NetworkError.isInstance(error)) throw new NetworkError(`[openaiModel] ${url}: ${causeText(error)}`, { url }, error);
+      if (!NetworkError.isInstance(error))
+        throw new NetworkError(`[openaiModel] ${url}: ${causeText(error)}`, { url }, error);
       if ([400, 404, 405, 422, 501].includes(error.data["status"] as number)) throw unsupported(error.message, error);
       throw error;
     }
@@ -230,14 +254,17 @@ class OpenaiModel implements EvaluatedModel {
     if (!values) throw unsupported("it answered without token_logprobs");
     const promptTokens = completion.usage?.prompt_tokens;
     if (values.length < ids.length || (promptTokens !== undefined && promptTokens !== ids.length))
-      throw unsupported(`expected log-probabilities of ${ids.length} prompt tokens, got ${promptTokens ?? values.length}`);
+      throw unsupported(
+        `expected log-probabilities of ${ids.length} prompt tokens, got ${promptTokens ?? values.length}`,
+      );
     const tokenLogprobs = new Float64Array(ids.length - from);
     let greedy = true;
     let logprob = 0;
     for (let i = from; i < ids.length; i++) {
       const value = values[i];
       const top = logprobs.top_logprobs?.[i];
-      if (typeof value !== "number" || !top) throw unsupported("it left prompt tokens without logprobs or top_logprobs");
+      if (typeof value !== "number" || !top)
+        throw unsupported("it left prompt tokens without logprobs or top_logprobs");
       tokenLogprobs[i - from] = value;
       logprob += value;
       if (value < Math.max(...Object.values(top))) greedy = false;
@@ -250,7 +277,11 @@ function parseJson(data: string, url: string): Completion {
   try {
     return JSON.parse(data) as Completion;
   } catch (error) {
-    throw new NetworkError(`[openaiModel] ${url}: expected JSON in the stream, got ${data.slice(0, 100)}`, { url }, error);
+    throw new NetworkError(
+      `[openaiModel] ${url}: expected JSON in the stream, got ${data.slice(0, 100)}`,
+      { url },
+      error,
+    );
   }
 }
 
@@ -288,7 +319,10 @@ function samplingBody(options: GenerateOptions): Record<string, unknown> {
 /** Stands where the served model's tokenizer was not given: every use says so. */
 function unknownTokenizer(model: string): Tokenizer {
   const missing = (): never => {
-    throw new UnsupportedError(`[openaiModel] ${model}: expected the option tokenizer; without it only mode "gen" works`, { model });
+    throw new UnsupportedError(
+      `[openaiModel] ${model}: expected the option tokenizer; without it only mode "gen" works`,
+      { model },
+    );
   };
   return {
     vocabSize: 0,

@@ -24,7 +24,8 @@ describe("makeTokenChooser", () => {
   });
 
   it("keeps only what top-k, top-p and min-p leave", () => {
-    const alive = (options: GenerateOptions): boolean[] => frequencies({ temperature: 1, ...options }).map((value) => value > 0);
+    const alive = (options: GenerateOptions): boolean[] =>
+      frequencies({ temperature: 1, ...options }).map((value) => value > 0);
     expect(alive({ topK: 2 })).toEqual([true, true, false, false]);
     expect(alive({ topP: 0.7 })).toEqual([true, true, false, false]);
     expect(alive({ topP: 0.76 })).toEqual([true, true, true, false]);

@@ -25,7 +25,8 @@ export function makeTokenChooser(
   promptIds: ArrayLike<number>,
   promptIndex: number,
 ): (logits: Float32Array, generated: readonly number[]) => number {
-  if (options.logprobs !== undefined) throw new UnsupportedError("[onnxModel] logprobs: use score()", { option: "logprobs" });
+  if (options.logprobs !== undefined)
+    throw new UnsupportedError("[onnxModel] logprobs: use score()", { option: "logprobs" });
   const sampling = parseOptions(samplingSchema, options, "onnxModel");
   const { temperature, topK, topP, minP } = sampling;
   const fromPrompt = new Set(Array.from(promptIds));

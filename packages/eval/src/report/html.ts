@@ -43,7 +43,9 @@ function overview(results: Results): string {
   const head = columns.map(({ heading }) => `<th scope="col">${escape(heading)}</th>`).join("");
   const body = models
     .map((model) => {
-      const row = columns.map(({ task }) => cellHtml(results.cells.find((cell) => cell.model === model && cell.task === task)));
+      const row = columns.map(({ task }) =>
+        cellHtml(results.cells.find((cell) => cell.model === model && cell.task === task)),
+      );
       return `<tr><th scope="row">${escape(model)}</th>${row.join("")}</tr>`;
     })
     .join("\n");
@@ -51,10 +53,10 @@ function overview(results: Results): string {
 }
 
 function itemHtml(item: ItemRecord): string {
-  const mark = item.correct === undefined ? "" : item.correct ? '<span class="right">✓</span> ' : '<span class="wrong">✗</span> ';
+  const mark =
+    item.correct === undefined ? "" : item.correct ? '<span class="right">✓</span> ' : '<span class="wrong">✗</span> ';
   const short = item.prediction.split("\n", 1)[0]!.slice(0, 80);
-  const reference =
-    item.reference === undefined ? "" : `<small>reference</small><pre>${escape(item.reference)}</pre>`;
+  const reference = item.reference === undefined ? "" : `<small>reference</small><pre>${escape(item.reference)}</pre>`;
   return (
     `<details><summary>${mark}${escape(item.id)}: ${escape(short)}</summary>` +
     `<small>prompt</small><pre>${escape(item.prompt)}</pre><small>prediction</small><pre>${escape(item.prediction)}</pre>${reference}</details>`
@@ -63,11 +65,19 @@ function itemHtml(item: ItemRecord): string {
 
 function cellSection(cell: Cell): string {
   const rows = cell.metrics
-    .map((metric) => `<tr><th scope="row">${escape(metric.name)}</th><td>${escape(formatMetric(metric))}</td><td>${metric.n}</td></tr>`)
+    .map(
+      (metric) =>
+        `<tr><th scope="row">${escape(metric.name)}</th><td>${escape(formatMetric(metric))}</td><td>${metric.n}</td></tr>`,
+    )
     .join("");
-  const metrics = rows && `<table><thead><tr><th>metric</th><th>value ± standard error</th><th>n</th></tr></thead><tbody>${rows}</tbody></table>`;
+  const metrics =
+    rows &&
+    `<table><thead><tr><th>metric</th><th>value ± standard error</th><th>n</th></tr></thead><tbody>${rows}</tbody></table>`;
   const failure = cell.error ? `<p class="wrong">${escape(cell.error.message)}</p>` : "";
-  const items = cell.items.length > 0 ? `<details><summary>${cell.items.length} answers</summary>\n${cell.items.map(itemHtml).join("\n")}\n</details>` : "";
+  const items =
+    cell.items.length > 0
+      ? `<details><summary>${cell.items.length} answers</summary>\n${cell.items.map(itemHtml).join("\n")}\n</details>`
+      : "";
   const facts = `${cell.mode} · ${cell.items.length} of ${cell.available} items · ${(cell.durationMs / 1000).toFixed(1)} s · ${cell.hash.slice(0, 12)}`;
   return `<section><h2>${escape(cell.model)} × ${escape(cell.task)}</h2><small>${escape(facts)}</small>${failure}${metrics}${items}</section>`;
 }

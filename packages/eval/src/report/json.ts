@@ -7,7 +7,10 @@ import type { Results } from "../evaluate.js";
 export function toJson(results: Results): string {
   const cells = results.cells.map((cell) => ({
     ...cell,
-    metrics: cell.metrics.map(({ samples: _samples, ...metric }) => ({ ...metric, standardError: metric.standardError ?? null })),
+    metrics: cell.metrics.map(({ samples: _samples, ...metric }) => ({
+      ...metric,
+      standardError: metric.standardError ?? null,
+    })),
   }));
   const finite = (_key: string, value: unknown): unknown =>
     typeof value === "number" && !Number.isFinite(value) ? String(value) : value;

@@ -13,7 +13,12 @@ import { toHtml } from "./html.js";
 import { displayWidth, formatMetric, formatTable } from "./table.js";
 import { writeReport } from "./write-report.js";
 
-const rows = Array.from({ length: 4 }, (_, i) => ({ question: `<b>${i}</b> & "more"`, A: "x", B: "y", answer: i < 3 ? "A" : "B" }));
+const rows = Array.from({ length: 4 }, (_, i) => ({
+  question: `<b>${i}</b> & "more"`,
+  A: "x",
+  B: "y",
+  answer: i < 3 ? "A" : "B",
+}));
 
 const results = (): Promise<Results> =>
   evaluate({
@@ -51,7 +56,15 @@ describe("reports", () => {
 
   it("writes csv that a csv reader reads back", async () => {
     const parsed = parse(toCsv(await results()), { columns: true }) as Record<string, string>[];
-    expect(parsed[0]).toMatchObject({ model: "base", task: "选择题", metric: "accuracy", value: "0.75", standard_error: "0.25", n: "4", error: "" });
+    expect(parsed[0]).toMatchObject({
+      model: "base",
+      task: "选择题",
+      metric: "accuracy",
+      value: "0.75",
+      standard_error: "0.25",
+      n: "4",
+      error: "",
+    });
     expect(parsed.at(-1)).toMatchObject({ model: "微调模型", task: "ppl", metric: "", error: "[fake] no, never" });
   });
 
@@ -75,7 +88,9 @@ describe("reports", () => {
       expect(await readdir(join(folder, "out"))).toEqual(["report.csv", "report.html", "report.json", "report.txt"]);
       const json = JSON.parse(await readFile(paths[2]!, "utf8")) as { cells: { items: { prompt: string }[] }[] };
       expect(json.cells[0]!.items[0]!.prompt).toContain('<b>0</b> & "more"');
-      expect(await writeReport(all, join(folder, "one"), { formats: ["csv"], name: "scores" })).toEqual([join(folder, "one", "scores.csv")]);
+      expect(await writeReport(all, join(folder, "one"), { formats: ["csv"], name: "scores" })).toEqual([
+        join(folder, "one", "scores.csv"),
+      ]);
       await expect(writeReport(all, folder, { formats: ["pdf"] } as never)).rejects.toThrow("formats");
     } finally {
       await rm(folder, { recursive: true, force: true });

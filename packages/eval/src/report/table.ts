@@ -6,11 +6,12 @@ export function displayWidth(text: string): number {
   let width = 0;
   for (const character of text) {
     if (/\p{Mark}|\u200d|\ufe0f/u.test(character)) continue;
-    width += /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]|[\u{1f300}-\u{1faff}]|[\u{20000}-\u{3fffd}]/u.test(
-      character,
-    )
-      ? 2
-      : 1;
+    width +=
+      /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]|[\u{1f300}-\u{1faff}]|[\u{20000}-\u{3fffd}]/u.test(
+        character,
+      )
+        ? 2
+        : 1;
   }
   return width;
 }
@@ -74,7 +75,9 @@ export function formatTable(results: Results, layout: "matrix" | "list" = "matri
       ["model", ...columns.map((column) => column.heading)],
       ...models.map((model) => [
         model,
-        ...columns.map(({ task }) => cellText(results.cells.find((cell) => cell.model === model && cell.task === task))),
+        ...columns.map(({ task }) =>
+          cellText(results.cells.find((cell) => cell.model === model && cell.task === task)),
+        ),
       ]),
     ];
   } else {
@@ -89,6 +92,7 @@ export function formatTable(results: Results, layout: "matrix" | "list" = "matri
   const widest = Math.max(...lines.map(displayWidth));
   lines.splice(1, 0, "─".repeat(widest));
   const failures = results.cells.filter((cell) => cell.error);
-  if (failures.length > 0) lines.push("", ...failures.map((cell) => `${cell.model} × ${cell.task}: ${cell.error!.message}`));
+  if (failures.length > 0)
+    lines.push("", ...failures.map((cell) => `${cell.model} × ${cell.task}: ${cell.error!.message}`));
   return `${lines.join("\n")}\n`;
 }

@@ -10,7 +10,12 @@ import { formatTable } from "./table.js";
 
 export const writeReportOptionsSchema = v.strictObject({
   /** @default ["table", "csv", "json", "html"] */
-  formats: v.optional(v.pipe(v.array(v.picklist(["table", "csv", "json", "html"])), v.minLength(1)), ["table", "csv", "json", "html"]),
+  formats: v.optional(v.pipe(v.array(v.picklist(["table", "csv", "json", "html"])), v.minLength(1)), [
+    "table",
+    "csv",
+    "json",
+    "html",
+  ]),
   /** File name without its ending. @default "report" */
   name: v.optional(v.pipe(v.string(), v.regex(/^[^/\\]+$/, "expected a file name without folders")), "report"),
   /** Heading of the page. @default "Evaluation" */
@@ -25,7 +30,11 @@ export type WriteReportOptions = v.InferInput<typeof writeReportOptionsSchema>;
  * @returns the paths written, in the order of `formats`
  * @throws {IoError}
  */
-export async function writeReport(results: Results, folder: string, options: WriteReportOptions = {}): Promise<string[]> {
+export async function writeReport(
+  results: Results,
+  folder: string,
+  options: WriteReportOptions = {},
+): Promise<string[]> {
   const { formats, name, title } = parseOptions(writeReportOptionsSchema, options, "writeReport");
   const content = {
     table: () => `${formatTable(results, "matrix")}\n${formatTable(results, "list")}`,

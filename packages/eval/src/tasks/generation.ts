@@ -45,7 +45,11 @@ export async function askForText(
   context: TaskContext,
 ): Promise<GeneratedPrediction> {
   const stop = settings.stop ?? (typeof prompt === "string" ? settings.rawStop : []);
-  const options: GenerateOptions = { maxTokens: settings.maxTokens, temperature: settings.temperature, seed: context.seed };
+  const options: GenerateOptions = {
+    maxTokens: settings.maxTokens,
+    temperature: settings.temperature,
+    seed: context.seed,
+  };
   if (stop.length > 0) options.stop = stop;
   if (context.signal) options.signal = context.signal;
   return generateText(context.model, prompt, options);

@@ -4,7 +4,15 @@ import { FormatError, IoError, OptionsError, parseOptions } from "@llm/core";
 import * as v from "valibot";
 import { resolvePromptStyle, type StoredPrompt } from "../ask.js";
 import { extractNumber, referenceNumber, sameNumber, type NumberExtractor } from "../extract/final-number.js";
-import { chooseExamples, fillTurns, promptToText, renderPrompt, withAnswer, type RenderOptions, type TemplateTurn } from "../prompt.js";
+import {
+  chooseExamples,
+  fillTurns,
+  promptToText,
+  renderPrompt,
+  withAnswer,
+  type RenderOptions,
+  type TemplateTurn,
+} from "../prompt.js";
 import { cellText, readRows, type Row } from "../rows.js";
 import { defineTask, type Task, type TaskItem } from "../task.js";
 import { askForText, generationEntries, promptEntries, type GeneratedPrediction } from "./generation.js";
@@ -55,7 +63,10 @@ export function gsm8k(options: Gsm8kOptions): Task<Gsm8kItem, GeneratedPredictio
     stop: parsed.stop,
     rawStop: ["Question:", "</s>", "<|im_end|>"],
   };
-  const order = [parsed.extractor, ...(["flexible", "strict", "opencompass"] as const).filter((name) => name !== parsed.extractor)];
+  const order = [
+    parsed.extractor,
+    ...(["flexible", "strict", "opencompass"] as const).filter((name) => name !== parsed.extractor),
+  ];
   const turns: TemplateTurn[] = [
     { role: "user", text: parsed.humanPrompt },
     { role: "assistant", text: "{answer}" },
@@ -79,7 +90,11 @@ export function gsm8k(options: Gsm8kOptions): Task<Gsm8kItem, GeneratedPredictio
       const from = parsed.fewShotFrom ?? join(dirname(file), "train.jsonl");
       pool = await readRows(from).catch((error: unknown) => {
         if (!IoError.isInstance(error)) throw error;
-        throw new OptionsError(`[gsm8k] fewShot: expected examples in ${from}; give fewShotFrom or fewShot: 0`, { file: from }, error);
+        throw new OptionsError(
+          `[gsm8k] fewShot: expected examples in ${from}; give fewShotFrom or fewShot: 0`,
+          { file: from },
+          error,
+        );
       });
       pool.forEach((row, i) => checkRow(from, row, i));
     },
@@ -123,7 +138,12 @@ export function gsm8k(options: Gsm8kOptions): Task<Gsm8kItem, GeneratedPredictio
 }
 
 function checkRow(file: string, row: Row, i: number): void {
-  if (typeof row["question"] === "string" && typeof row["answer"] === "string" && referenceNumber(row["answer"]) !== undefined) return;
+  if (
+    typeof row["question"] === "string" &&
+    typeof row["answer"] === "string" &&
+    referenceNumber(row["answer"]) !== undefined
+  )
+    return;
   throw new FormatError(`[gsm8k] ${file}: row ${i + 1}: expected {question, answer} with "#### number" in the answer`, {
     file,
     row: i + 1,

@@ -143,12 +143,16 @@ export function multipleChoiceOfSet(
     },
     get config() {
       const mode = set?.inferMethod ?? options.mode ?? "gen";
-      return mode === "gen" ? { task: "multiple-choice", ...generation } : { task: "multiple-choice", target: options.target };
+      return mode === "gen"
+        ? { task: "multiple-choice", ...generation }
+        : { task: "multiple-choice", target: options.target };
     },
     async load() {
       set = await load();
       if (set.dataType !== "mcq" || set.labels.length < 2)
-        throw new FormatError(`[${set.source}] expected columns A, B … with at least two options, got ${set.labels.join(", ") || "none"}`);
+        throw new FormatError(
+          `[${set.source}] expected columns A, B … with at least two options, got ${set.labels.join(", ") || "none"}`,
+        );
       const from = options.fewShotFrom;
       pool = fewShot === 0 || from === undefined ? [] : typeof from === "string" ? await readRows(from) : [...from];
     },
@@ -190,7 +194,8 @@ export function multipleChoiceOfSet(
         return reference === undefined ? { answered } : { accuracy: label === reference ? 1 : 0, answered };
       }
       if (reference === undefined) return {};
-      if (loaded().inferMethod === "ppl") return { accuracy: lowestCrossEntropy(prediction.scores) === reference ? 1 : 0 };
+      if (loaded().inferMethod === "ppl")
+        return { accuracy: lowestCrossEntropy(prediction.scores) === reference ? 1 : 0 };
       return {
         acc: best(prediction.scores, (score) => score.logprob) === reference ? 1 : 0,
         acc_norm: best(prediction.scores, (score) => score.logprob / Math.max(1, score.bytes!)) === reference ? 1 : 0,
@@ -207,9 +212,14 @@ export function multipleChoiceOfSet(
         "scores" in prediction
           ? prediction.scores.map((score) => `${score.label}: ${describeScore(score)}`).join("\n")
           : prediction.text;
-      const prompt = item.answers === undefined ? promptToText(item.prompt) : item.context! || sharedText(Object.values(item.answers));
+      const prompt =
+        item.answers === undefined
+          ? promptToText(item.prompt)
+          : item.context! || sharedText(Object.values(item.answers));
       const view = { prompt, prediction: `${chosen ?? "no option found"}\n\n${said}` };
-      return item.reference === undefined ? view : { ...view, reference: item.reference, correct: chosen === item.reference };
+      return item.reference === undefined
+        ? view
+        : { ...view, reference: item.reference, correct: chosen === item.reference };
     },
   });
 }
@@ -247,10 +257,13 @@ function referenceLabel(set: CustomSet, row: Row, labels: readonly string[], i: 
   if (labels.includes(answer)) return answer;
   const byText = labels.filter((label) => cellText(row, label).trim() === answer);
   if (byText.length === 1) return byText[0];
-  throw new FormatError(`[${set.source}] row ${i + 1}: ${set.answerColumn}: expected one of ${labels.join(", ")}, got "${answer}"`, {
-    row: i + 1,
-    answer,
-  });
+  throw new FormatError(
+    `[${set.source}] row ${i + 1}: ${set.answerColumn}: expected one of ${labels.join(", ")}, got "${answer}"`,
+    {
+      row: i + 1,
+      answer,
+    },
+  );
 }
 
 function buildItem(
@@ -265,7 +278,10 @@ function buildItem(
   const id = String(i);
   const labels = rowLabels(set, row);
   if (labels.length < 2)
-    throw new FormatError(`[${set.source}] row ${i + 1}: expected at least two options, got ${labels.join(", ") || "none"}`, { row: i + 1 });
+    throw new FormatError(
+      `[${set.source}] row ${i + 1}: expected at least two options, got ${labels.join(", ") || "none"}`,
+      { row: i + 1 },
+    );
   const reference = referenceLabel(set, row, labels, i);
   const gen = set.inferMethod === "gen";
   const style = resolvePromptStyle(options.promptStyle ?? (gen ? "auto" : "raw"), context.model);
@@ -279,7 +295,11 @@ function buildItem(
   };
   const optionTexts = Object.fromEntries(labels.map((label) => [label, cellText(row, label)]));
   const target = (from: Row, label: string): string => (options.target === "label" ? label : cellText(from, label));
-  const examples = chooseExamples(pool, row, id, { count: fewShot, order: options.fewShotOrder ?? "first", seed: context.seed });
+  const examples = chooseExamples(pool, row, id, {
+    count: fewShot,
+    order: options.fewShotOrder ?? "first",
+    seed: context.seed,
+  });
   const shots = examples.map((example, j) => {
     const exampleLabels = rowLabels(set, example);
     const right = referenceLabel(set, example, exampleLabels, j);
@@ -288,7 +308,8 @@ function buildItem(
   });
 
   if (gen) {
-    if (set.turns instanceof Map) throw new FormatError(`[${set.source}] template: templates by label are for ppl, not gen`);
+    if (set.turns instanceof Map)
+      throw new FormatError(`[${set.source}] template: templates by label are for ppl, not gen`);
     const prompt = renderPrompt(setTurns(set, row, labels), withAnswer(row, render, ""), shots, render);
     return { id, prompt, options: optionTexts, ...(reference === undefined ? {} : { reference }) };
   }
@@ -315,7 +336,10 @@ function buildItem(
         answerText(turns, withAnswer(row, render, "")).trimEnd();
     for (const [label, text] of texts)
       if (!text.startsWith(scored) || text.length === scored.length)
-        throw new FormatError(`[${set.source}] row ${i + 1}: expected the answer at the end of the prompt for loglikelihood`, { label });
+        throw new FormatError(
+          `[${set.source}] row ${i + 1}: expected the answer at the end of the prompt for loglikelihood`,
+          { label },
+        );
   }
   return {
     id,

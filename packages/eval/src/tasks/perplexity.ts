@@ -1,7 +1,15 @@
 import { OptionsError, parseOptions } from "@llm/core";
 import * as v from "valibot";
 import { weightedMeanEstimate } from "../statistics.js";
-import { defineTask, sha256, type Metric, type MetricSample, type ScoredItem, type Task, type TaskItem } from "../task.js";
+import {
+  defineTask,
+  sha256,
+  type Metric,
+  type MetricSample,
+  type ScoredItem,
+  type Task,
+  type TaskItem,
+} from "../task.js";
 import { readText } from "../rows.js";
 
 export const perplexityOptionsSchema = v.strictObject({
@@ -55,7 +63,9 @@ export function perplexity(options: PerplexityOptions): Task<PerplexityItem, Per
   if ((parsed.text === undefined) === (parsed.file === undefined))
     throw new OptionsError("[perplexity] expected either text or file");
   if (parsed.stride !== undefined && parsed.windowTokens !== undefined && parsed.stride >= parsed.windowTokens)
-    throw new OptionsError(`[perplexity] stride: expected less than windowTokens (${parsed.windowTokens}), got ${parsed.stride}`);
+    throw new OptionsError(
+      `[perplexity] stride: expected less than windowTokens (${parsed.windowTokens}), got ${parsed.stride}`,
+    );
   let text = parsed.text;
   const defaultName = parsed.file === undefined ? "perplexity" : parsed.file.split(/[\\/]/).at(-1)!.split(".")[0]!;
 
@@ -79,11 +89,12 @@ export function perplexity(options: PerplexityOptions): Task<PerplexityItem, Per
       const own = tokenizer.encode(text!, { addSpecialTokens: false, parseSpecial: false });
       const begin = tokenizer.bosTokenId ?? tokenizer.eosTokenId;
       const ids = begin === undefined ? [...own] : [begin, ...own];
-      if (ids.length < 2) throw new OptionsError(`[perplexity] expected a text of at least two tokens, got ${own.length}`);
+      if (ids.length < 2)
+        throw new OptionsError(`[perplexity] expected a text of at least two tokens, got ${own.length}`);
       const tokensHash = sha256(ids.join(",")).slice(0, 16);
       const count = countText(tokenizer.decodeStream(), own, begin === undefined ? 0 : 1);
       const items: PerplexityItem[] = [];
-      for (let from = 1; from < ids.length; ) {
+      for (let from = 1; from < ids.length;) {
         const to = Math.min(ids.length, from + (from === 1 ? window - 1 : stride));
         items.push({
           id: String(items.length),

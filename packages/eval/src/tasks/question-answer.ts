@@ -96,7 +96,10 @@ export function questionAnswerOfSet(
     exact: (text: string, answer: string) => text === answer.trim(),
     contains: (text: string, answer: string) => normalizeAnswer(text).includes(normalizeAnswer(answer)),
   };
-  const order = [options.metric, ...(["normalized", "exact", "contains"] as const).filter((name) => name !== options.metric)];
+  const order = [
+    options.metric,
+    ...(["normalized", "exact", "contains"] as const).filter((name) => name !== options.metric),
+  ];
   const metricNames = { normalized: "normalized_match", exact: "exact_match", contains: "contains" };
 
   return defineTask<QuestionAnswerItem, GeneratedPrediction>({
@@ -108,8 +111,11 @@ export function questionAnswerOfSet(
     async load() {
       set = await load();
       if (set.inferMethod !== "gen")
-        throw new FormatError(`[${set.source}] infer_method: expected "gen" for questions with free answers, got "${set.inferMethod}"`);
-      if (set.turns instanceof Map) throw new FormatError(`[${set.source}] template: templates by label are for multiple choice`);
+        throw new FormatError(
+          `[${set.source}] infer_method: expected "gen" for questions with free answers, got "${set.inferMethod}"`,
+        );
+      if (set.turns instanceof Map)
+        throw new FormatError(`[${set.source}] template: templates by label are for multiple choice`);
       const from = options.fewShotFrom;
       pool = fewShot === 0 || from === undefined ? [] : typeof from === "string" ? await readRows(from) : [...from];
     },
@@ -139,7 +145,10 @@ export function questionAnswerOfSet(
       if (!item.references) return {};
       const text = judged(item, prediction);
       return Object.fromEntries(
-        order.map((name) => [metricNames[name], item.references!.some((answer) => matches[name](text, answer)) ? 1 : 0]),
+        order.map((name) => [
+          metricNames[name],
+          item.references!.some((answer) => matches[name](text, answer)) ? 1 : 0,
+        ]),
       );
     },
     view(item, prediction) {

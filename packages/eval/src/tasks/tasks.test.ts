@@ -72,7 +72,10 @@ describe("multipleChoice", () => {
   });
 
   it("reads csv with a byte order mark, quotes and empty options", async () => {
-    const path = await file("set.csv", '\ufeffquestion,A,B,C,answer\r\n"What, exactly?",one,"two ""2""",,B\r\nNext?,x,y,z,C\r\n');
+    const path = await file(
+      "set.csv",
+      '\ufeffquestion,A,B,C,answer\r\n"What, exactly?",one,"two ""2""",,B\r\nNext?,x,y,z,C\r\n',
+    );
     const model = new FakeModel({ answer: (prompt) => (prompt.includes("Next") ? "C" : "B") });
     const results = await run(model, multipleChoice(path));
     expect(model.asked[0]).toBe('Question: What, exactly?\nA. one\nB. two "2"\nAnswer:');
@@ -107,7 +110,9 @@ describe("multipleChoice", () => {
     expect(metrics(again)).toEqual({ accuracy: 0, answered: 1 });
     await file("bad.jsonl", jsonl(SUMS));
     await file("bad.jsonl.meta.json", JSON.stringify({ infer_methd: "ppl" }));
-    await expect(run(gen, multipleChoice(join(folder, "bad.jsonl")))).rejects.toThrow(/bad\.jsonl\.meta\.json.*infer_methd/);
+    await expect(run(gen, multipleChoice(join(folder, "bad.jsonl")))).rejects.toThrow(
+      /bad\.jsonl\.meta\.json.*infer_methd/,
+    );
     await expect(run(gen, multipleChoice(join(folder, "bad.jsonl"), { metaFile: false }))).resolves.toBeDefined();
   });
 
@@ -131,7 +136,9 @@ describe("multipleChoice", () => {
     const results = await run(model, task);
     const bruteForce = await Promise.all(
       ["blue", "made of old cheese", "up"].map(async (text) => {
-        const ids = model.tokenizer.encode(`Question: The sky is\nA. blue\nB. made of old cheese\nC. up\nAnswer: ${text}`);
+        const ids = model.tokenizer.encode(
+          `Question: The sky is\nA. blue\nB. made of old cheese\nC. up\nAnswer: ${text}`,
+        );
         const [score] = await model.score(ids.slice(0, 1), [ids.slice(1)]);
         return -score!.logprob / ids.length;
       }),
@@ -175,7 +182,9 @@ describe("multipleChoice", () => {
 
   it("takes the option's text for the answer, gives predictions without answers, and names bad rows", async () => {
     const model = new FakeModel({ answer: () => "B" });
-    expect(metrics(await run(model, multipleChoice([{ question: "?", A: "x", B: "y", answer: "y" }])))["accuracy"]).toBe(1);
+    expect(
+      metrics(await run(model, multipleChoice([{ question: "?", A: "x", B: "y", answer: "y" }])))["accuracy"],
+    ).toBe(1);
     const unlabelled = await run(model, multipleChoice([{ question: "?", A: "x", B: "y" }]));
     expect(metrics(unlabelled)).toEqual({ answered: 1 });
     const ppl = await run(model, multipleChoice([{ question: "?", A: "x", B: "y" }], { mode: "ppl" }));
@@ -184,8 +193,12 @@ describe("multipleChoice", () => {
       '[rows] row 4: answer: expected one of A, B, C, got "Z"',
     );
     await expect(run(model, multipleChoice([{ question: "?", answer: "x" }]))).rejects.toThrow("at least two options");
-    await expect(run(model, multipleChoice(await file("cut.jsonl", '{"question": "?"\n')))).rejects.toThrow(/cut\.jsonl:1: expected JSON/);
-    await expect(run(model, multipleChoice(join(folder, "absent.jsonl")))).rejects.toSatisfy((error) => LlmError.isInstance(error, "IO"));
+    await expect(run(model, multipleChoice(await file("cut.jsonl", '{"question": "?"\n')))).rejects.toThrow(
+      /cut\.jsonl:1: expected JSON/,
+    );
+    await expect(run(model, multipleChoice(join(folder, "absent.jsonl")))).rejects.toSatisfy((error) =>
+      LlmError.isInstance(error, "IO"),
+    );
     expect(() => multipleChoice(SUMS, { fewShot: 2 })).toThrow("fewShotFrom");
     expect(() => multipleChoice(SUMS, { mod: "ppl" } as never)).toThrow("mod");
   });
@@ -237,10 +250,14 @@ describe("gsm8k", () => {
     const problem = (i: number): object => ({ question: `q${i}`, answer: `think\n#### ${i}` });
     await file("gsm8k/test.jsonl", jsonl([problem(1000), problem(2)]));
     await file("gsm8k/train.jsonl", jsonl(Array.from({ length: 20 }, (_, i) => problem(i))));
-    const model = new FakeModel({ answer: (prompt) => (prompt.endsWith("q1000\nAnswer:") ? " so 1,000.\n#### 1,000" : "It is 2 of 3") });
+    const model = new FakeModel({
+      answer: (prompt) => (prompt.endsWith("q1000\nAnswer:") ? " so 1,000.\n#### 1,000" : "It is 2 of 3"),
+    });
     const results = await run(model, gsm8k({ path: set, fewShot: 2 }));
     expect(metrics(results)).toEqual({ flexible_match: 0.5, strict_match: 0.5, opencompass_match: 0, answered: 1 });
-    expect(model.asked[0]).toMatch(/^Question: q\d+\nAnswer: think\n#### \d+\n\nQuestion: q\d+\nAnswer: think\n#### \d+\n\nQuestion: q1000\nAnswer:$/);
+    expect(model.asked[0]).toMatch(
+      /^Question: q\d+\nAnswer: think\n#### \d+\n\nQuestion: q\d+\nAnswer: think\n#### \d+\n\nQuestion: q1000\nAnswer:$/,
+    );
     const again = new FakeModel();
     await run(again, gsm8k({ path: set, fewShot: 2 }), { limit: 1 });
     expect(again.asked[0]).toBe(model.asked[0]);
@@ -270,7 +287,12 @@ describe("perplexity", () => {
     let nll = 0;
     for (let i = 1; i < ids.length; i++) nll += 1 + ((ids[i - 1]! * 31 + ids[i]! * 17) % 97) / 50;
     const tokens = ids.length - 1;
-    for (const [windowTokens, stride] of [[4096, undefined], [50, undefined], [50, 10], [33, 7]] as const) {
+    for (const [windowTokens, stride] of [
+      [4096, undefined],
+      [50, undefined],
+      [50, 10],
+      [33, 7],
+    ] as const) {
       const task = perplexity({ text, windowTokens, ...(stride === undefined ? {} : { stride }) });
       const values = metrics(await run(model, task));
       expect(values["nll_per_token"]).toBeCloseTo(nll / tokens, 10);

@@ -44,32 +44,54 @@ const common = {
  * Parses the shared keys plus `extra`; the rest must be harmless.
  * @throws {FormatError} a wrong type  @throws {UnsupportedError} a key that this version does not know
  */
-export function parseConfig<T extends v.ObjectEntries>(config: Record<string, unknown>, modelType: string, extra: T): v.InferOutput<v.ObjectSchema<typeof common & T, undefined>> {
+export function parseConfig<T extends v.ObjectEntries>(
+  config: Record<string, unknown>,
+  modelType: string,
+  extra: T,
+): v.InferOutput<v.ObjectSchema<typeof common & T, undefined>> {
   const schema = v.object({ ...common, ...extra });
   const result = v.safeParse(schema, config);
   if (!result.success) {
     const issue = result.issues[0];
-    throw new FormatError(`[config.json] ${v.getDotPath(issue) ?? "config"}: ${issue.message}`, { modelType, issues: result.issues.map((i) => i.message) });
+    throw new FormatError(`[config.json] ${v.getDotPath(issue) ?? "config"}: ${issue.message}`, {
+      modelType,
+      issues: result.issues.map((i) => i.message),
+    });
   }
   const known = new Set([...Object.keys(schema.entries), ...ropeKeys]);
-  const unknown = Object.keys(config).filter((key) => !known.has(key) && !harmless.has(key) && !key.startsWith("_") && config[key] !== null);
+  const unknown = Object.keys(config).filter(
+    (key) => !known.has(key) && !harmless.has(key) && !key.startsWith("_") && config[key] !== null,
+  );
   if (unknown.length > 0) {
-    throw new UnsupportedError(`[config.json] model_type "${modelType}" does not know ${unknown.map((k) => `"${k}"`).join(", ")}: it may change the computation, so it is not ignored`, { modelType, unknown });
+    throw new UnsupportedError(
+      `[config.json] model_type "${modelType}" does not know ${unknown.map((k) => `"${k}"`).join(", ")}: it may change the computation, so it is not ignored`,
+      { modelType, unknown },
+    );
   }
   const output = result.output as v.InferOutput<v.ObjectSchema<typeof common & T, undefined>>;
   const act = (output as { hidden_act: string }).hidden_act;
-  if (act !== "silu" && act !== "swish") throw new UnsupportedError(`[config.json] hidden_act "${act}" is not supported, "silu" is`);
+  if (act !== "silu" && act !== "swish")
+    throw new UnsupportedError(`[config.json] hidden_act "${act}" is not supported, "silu" is`);
   return output;
 }
 
 type Common = v.InferOutput<v.ObjectSchema<typeof common, undefined>>;
 
 /** The part of a spec that Llama-like configs share. */
-export function commonSpec(config: Record<string, unknown>, c: Common): Omit<DecoderSpec, "qkvBias" | "oBias" | "mlpBias" | "qkNorm" | "windows"> {
+export function commonSpec(
+  config: Record<string, unknown>,
+  c: Common,
+): Omit<DecoderSpec, "qkvBias" | "oBias" | "mlpBias" | "qkNorm" | "windows"> {
   const headDim = c.head_dim ?? c.hidden_size / c.num_attention_heads;
   const kvHeads = c.num_key_value_heads ?? c.num_attention_heads;
-  if (!Number.isInteger(headDim) || headDim % 2) throw new FormatError(`[config.json] hidden_size ${c.hidden_size} / num_attention_heads ${c.num_attention_heads} must be an even integer`);
-  if (c.num_attention_heads % kvHeads) throw new FormatError(`[config.json] num_key_value_heads ${kvHeads} must divide num_attention_heads ${c.num_attention_heads}`);
+  if (!Number.isInteger(headDim) || headDim % 2)
+    throw new FormatError(
+      `[config.json] hidden_size ${c.hidden_size} / num_attention_heads ${c.num_attention_heads} must be an even integer`,
+    );
+  if (c.num_attention_heads % kvHeads)
+    throw new FormatError(
+      `[config.json] num_key_value_heads ${kvHeads} must divide num_attention_heads ${c.num_attention_heads}`,
+    );
   return {
     vocabSize: c.vocab_size,
     hiddenSize: c.hidden_size,
@@ -88,9 +110,16 @@ export function commonSpec(config: Record<string, unknown>, c: Common): Omit<Dec
 /**
  * Sliding windows by layer: `layer_types` when given, else layers from `max_window_layers` on when `use_sliding_window` is set.
  */
-export function slidingWindows(config: Record<string, unknown>, layers: number, window: number | null | undefined, enabled: boolean, firstLayer: number): number[] {
+export function slidingWindows(
+  config: Record<string, unknown>,
+  layers: number,
+  window: number | null | undefined,
+  enabled: boolean,
+  firstLayer: number,
+): number[] {
   const types = config["layer_types"];
-  if (types !== undefined && (!Array.isArray(types) || types.length !== layers)) throw new FormatError(`[config.json] layer_types must list ${layers} layers`);
+  if (types !== undefined && (!Array.isArray(types) || types.length !== layers))
+    throw new FormatError(`[config.json] layer_types must list ${layers} layers`);
   return Array.from({ length: layers }, (_, i) => {
     if (Array.isArray(types)) {
       if (types[i] === "full_attention") return 0;

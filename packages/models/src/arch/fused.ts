@@ -34,14 +34,23 @@ export const internlm2: ModelDefinition = {
   },
   parse(config) {
     const c = parseConfig(config, "internlm2", { bias: v.optional(v.boolean(), false) });
-    return { ...commonSpec(config, c), qkvBias: c.bias, oBias: c.bias, mlpBias: false, qkNorm: false, windows: new Array(c.num_hidden_layers).fill(0) };
+    return {
+      ...commonSpec(config, c),
+      qkvBias: c.bias,
+      oBias: c.bias,
+      mlpBias: false,
+      qkNorm: false,
+      windows: new Array(c.num_hidden_layers).fill(0),
+    };
   },
   fused(spec, layer) {
     const { heads, kvHeads, headDim } = spec;
     const group = heads / kvHeads;
     const rowsOf = (slots: (kv: number) => number[]): Int32Array => {
       const rows: number[] = [];
-      for (let kv = 0; kv < kvHeads; kv++) for (const slot of slots(kv)) for (let d = 0; d < headDim; d++) rows.push((kv * (group + 2) + slot) * headDim + d);
+      for (let kv = 0; kv < kvHeads; kv++)
+        for (const slot of slots(kv))
+          for (let d = 0; d < headDim; d++) rows.push((kv * (group + 2) + slot) * headDim + d);
       return Int32Array.from(rows);
     };
     const p = `model.layers.${layer}.attention`;
@@ -106,18 +115,32 @@ export const qwen: ModelDefinition = {
         use_logn_attn: v.optional(v.boolean(), true),
       },
     );
-    if (c.rotary_pct !== 1) throw new UnsupportedError(`[config.json] rotary_pct ${c.rotary_pct} is not supported, 1 is`);
+    if (c.rotary_pct !== 1)
+      throw new UnsupportedError(`[config.json] rotary_pct ${c.rotary_pct} is not supported, 1 is`);
     if (!c.scale_attn_weights) throw new UnsupportedError("[config.json] scale_attn_weights false is not supported");
-    if (c.kv_channels * c.num_attention_heads !== c.hidden_size) throw new UnsupportedError("[config.json] kv_channels × num_attention_heads must equal hidden_size");
+    if (c.kv_channels * c.num_attention_heads !== c.hidden_size)
+      throw new UnsupportedError("[config.json] kv_channels × num_attention_heads must equal hidden_size");
     const spec: DecoderSpec = {
-      ...commonSpec({ ...config, rope_theta: c.rotary_emb_base }, { ...c, head_dim: c.kv_channels, intermediate_size: c.intermediate_size / 2, num_key_value_heads: c.num_attention_heads, max_position_embeddings: c.seq_length }),
+      ...commonSpec(
+        { ...config, rope_theta: c.rotary_emb_base },
+        {
+          ...c,
+          head_dim: c.kv_channels,
+          intermediate_size: c.intermediate_size / 2,
+          num_key_value_heads: c.num_attention_heads,
+          max_position_embeddings: c.seq_length,
+        },
+      ),
       qkvBias: true,
       oBias: !c.no_bias,
       mlpBias: !c.no_bias,
       qkNorm: false,
       windows: new Array(c.num_hidden_layers).fill(0),
     };
-    return { ...spec, rope: { ...spec.rope, ...(c.use_dynamic_ntk ? { kind: "qwen-dynamic" as const } : {}), logn: c.use_logn_attn } };
+    return {
+      ...spec,
+      rope: { ...spec.rope, ...(c.use_dynamic_ntk ? { kind: "qwen-dynamic" as const } : {}), logn: c.use_logn_attn },
+    };
   },
   fused(spec, layer) {
     const width = spec.heads * spec.headDim;

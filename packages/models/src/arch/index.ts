@@ -11,5 +11,8 @@ export const modelDefinitions: readonly ModelDefinition[] = [llama, mistral, qwe
 export function findModelDefinition(modelType: unknown): ModelDefinition {
   const found = modelDefinitions.find((d) => d.modelType === modelType);
   if (found) return found;
-  throw new UnsupportedError(`[config.json] model_type "${String(modelType)}" is not supported; these are: ${modelDefinitions.map((d) => d.modelType).join(", ")}`, { modelType });
+  throw new UnsupportedError(
+    `[config.json] model_type "${String(modelType)}" is not supported; these are: ${modelDefinitions.map((d) => d.modelType).join(", ")}`,
+    { modelType },
+  );
 }

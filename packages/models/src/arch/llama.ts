@@ -36,7 +36,14 @@ export const llama: ModelDefinition = {
       attention_bias: v.optional(v.boolean(), false),
       mlp_bias: v.optional(v.boolean(), false),
     });
-    return { ...commonSpec(config, c), qkvBias: c.attention_bias, oBias: c.attention_bias, mlpBias: c.mlp_bias, qkNorm: false, windows: new Array(c.num_hidden_layers).fill(0) };
+    return {
+      ...commonSpec(config, c),
+      qkvBias: c.attention_bias,
+      oBias: c.attention_bias,
+      mlpBias: c.mlp_bias,
+      qkNorm: false,
+      windows: new Array(c.num_hidden_layers).fill(0),
+    };
   },
 };
 
@@ -58,8 +65,15 @@ export const qwen2: ModelDefinition = {
   architecture: "Qwen2ForCausalLM",
   names: llamaNames,
   parse(config) {
-    const c = parseConfig(config, "qwen2", { use_sliding_window: v.optional(v.boolean(), false), sliding_window: v.nullish(v.number()), use_mrope: v.optional(v.boolean(), false) });
-    if (c.use_mrope) throw new UnsupportedError('[config.json] use_mrope is for multimodal models; text models have "use_mrope": false');
+    const c = parseConfig(config, "qwen2", {
+      use_sliding_window: v.optional(v.boolean(), false),
+      sliding_window: v.nullish(v.number()),
+      use_mrope: v.optional(v.boolean(), false),
+    });
+    if (c.use_mrope)
+      throw new UnsupportedError(
+        '[config.json] use_mrope is for multimodal models; text models have "use_mrope": false',
+      );
     const first = Number(config["max_window_layers"] ?? c.num_hidden_layers);
     return {
       ...commonSpec(config, c),

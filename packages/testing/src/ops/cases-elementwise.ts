@@ -14,10 +14,38 @@ for (const op of ["add", "sub", "mul"]) {
   }
   add(op, "empty", [input("f32", [0, 4]), input("f32", [4])], [], arithmetic);
   add(op, "many chunks", [input("f32", [67, 517]), input("f32", [517])], [], arithmetic);
-  add(op, "strided, copied first", [input("f32", [4, 6], { normal: 1 }, 3), input("f32", [4, 6], { normal: 1 }, 5)], [], arithmetic);
+  add(
+    op,
+    "strided, copied first",
+    [input("f32", [4, 6], { normal: 1 }, 3), input("f32", [4, 6], { normal: 1 }, 5)],
+    [],
+    arithmetic,
+  );
 }
 
-const bits = [0, 1, -1, 0.1, 65504, 65519, 65520, -70000, 3.3895314e38, 3.4e38, 1e-45, 6e-8, 2.98e-8, 6.1e-5, 1.00390625, 1.01171875, 1.00048828125, 1.00146484375, Infinity, -Infinity, NaN];
+const bits = [
+  0,
+  1,
+  -1,
+  0.1,
+  65504,
+  65519,
+  65520,
+  -70000,
+  3.3895314e38,
+  3.4e38,
+  1e-45,
+  6e-8,
+  2.98e-8,
+  6.1e-5,
+  1.00390625,
+  1.01171875,
+  1.00048828125,
+  1.00146484375,
+  Infinity,
+  -Infinity,
+  NaN,
+];
 for (const from of floats) {
   for (const to of floats) {
     add("cast", "special values", [input(from, [3, 7], bits)], [code(to)], exact);
@@ -29,7 +57,13 @@ for (const from of floats) {
   add("scale", "", [input(from, [3, 11])], [-0.3], arithmetic);
   add("scale", "empty", [input(from, [0])], [2], arithmetic);
   add("mul_scalar_tensor", "", [input(from, [3, 11]), input("f32", [1])], [], arithmetic);
-  add("silu", "", [input(from, [3, 7], [-100, -20, -5, -1, -0.1, 0, 0.1, 1, 5, 20, 100, -88, 88, 0.5, -0.5, 2, -2, 3, -3, 4, -4])], [], transcendental);
+  add(
+    "silu",
+    "",
+    [input(from, [3, 7], [-100, -20, -5, -1, -0.1, 0, 0.1, 1, 5, 20, 100, -88, 88, 0.5, -0.5, 2, -2, 3, -3, 4, -4])],
+    [],
+    transcendental,
+  );
   add("silu", "many", [input(from, [1000], { normal: 3 })], [], transcendental);
   add("silu_bwd", "", [input(from, [41]), input(from, [41], { normal: 3 })], [], transcendental);
   add("mul_cols", "multiply", [input(from, [3, 2, 5]), input("f32", [5])], [0], arithmetic);
@@ -43,10 +77,34 @@ for (const from of floats) {
   for (const op of ["softmax", "log_softmax"]) {
     add(op, "", [input(from, [5, 33], { normal: 4 })], [], transcendental);
     add(op, "one column", [input(from, [3, 1])], [], transcendental);
-    add(op, "-inf", [input(from, [3, 4], [0, -Infinity, 2, -Infinity, -Infinity, -Infinity, -Infinity, -Infinity, -Infinity, 1, 100, -100])], [], transcendental);
+    add(
+      op,
+      "-inf",
+      [
+        input(
+          from,
+          [3, 4],
+          [0, -Infinity, 2, -Infinity, -Infinity, -Infinity, -Infinity, -Infinity, -Infinity, 1, 100, -100],
+        ),
+      ],
+      [],
+      transcendental,
+    );
     add(op, "three dims", [input(from, [2, 3, 17], { normal: 30 })], [], transcendental);
   }
-  add("argmax", "ties", [input(from, [4, 5], [1, 3, 3, 2, 3, -1, -1, -2, -1, -3, 0, 0, 0, 0, 0, -Infinity, -Infinity, -Infinity, -Infinity, -Infinity])], [], exact);
+  add(
+    "argmax",
+    "ties",
+    [
+      input(
+        from,
+        [4, 5],
+        [1, 3, 3, 2, 3, -1, -1, -2, -1, -3, 0, 0, 0, 0, 0, -Infinity, -Infinity, -Infinity, -Infinity, -Infinity],
+      ),
+    ],
+    [],
+    exact,
+  );
   add("argmax", "", [input(from, [7, 301])], [], exact);
   add("topk", "ties go to the lower index", [input(from, [2, 6], [1, 3, 3, 2, 3, 1, 0, 0, 0, 0, 0, 0])], [4], exact);
   add("topk", "", [input(from, [5, 200], { normal: 2 })], [7], exact);
@@ -70,12 +128,30 @@ for (const from of floats) {
 
 for (const dtype of ["i32", "i8", "u8", "i64"] as const) {
   add("fill", "", [input(dtype, [5], { integers: [0, 9] })], [7], exact);
-  add("copy", "strided", [input(dtype, [3, 4], { integers: [0, 99] }, 2), input(dtype, [3, 4], { integers: [0, 99] }, 1)], [], exact);
+  add(
+    "copy",
+    "strided",
+    [input(dtype, [3, 4], { integers: [0, 99] }, 2), input(dtype, [3, 4], { integers: [0, 99] }, 1)],
+    [],
+    exact,
+  );
   add("contiguous", "", [input(dtype, [3, 4], { integers: [0, 99] }, 1)], [], exact);
-  add("concat_rows", "", [input(dtype, [2, 3], { integers: [0, 99] }), input(dtype, [1, 3], { integers: [0, 99] })], [], exact);
+  add(
+    "concat_rows",
+    "",
+    [input(dtype, [2, 3], { integers: [0, 99] }), input(dtype, [1, 3], { integers: [0, 99] })],
+    [],
+    exact,
+  );
   add("gather_rows", "", [input(dtype, [3, 2, 2], { integers: [0, 99] }), input("i32", [2], [2, 0])], [], exact);
 }
-add("axpy", "strided", [input("f32", [5, 3], { normal: 1 }, 2), input("bf16", [5, 3], { normal: 1 }, 4)], [-2], arithmetic);
+add(
+  "axpy",
+  "strided",
+  [input("f32", [5, 3], { normal: 1 }, 2), input("bf16", [5, 3], { normal: 1 }, 4)],
+  [-2],
+  arithmetic,
+);
 add("axpy", "empty", [input("f32", [0, 3]), input("f32", [0, 3])], [1], arithmetic);
 add("axpy", "many chunks", [input("f32", [70, 501]), input("f32", [70, 501])], [0.25], arithmetic);
 add("transpose", "strided", [input("f32", [3, 4], { normal: 1 }, 2)], [], exact);

@@ -1,7 +1,19 @@
 /** Cases: embedding, norms, rotary embedding, gated activation, attention and its gradient. */
 import { attentionForward } from "./reference-layers.js";
 import { type Numbers, makeNumbers } from "./numbers.js";
-import { arithmetic, attentionGradients, attentionSums, exact, floats, input, opCase, type CaseInput, type OpCase, summation, transcendental } from "./op-case.js";
+import {
+  arithmetic,
+  attentionGradients,
+  attentionSums,
+  exact,
+  floats,
+  input,
+  opCase,
+  type CaseInput,
+  type OpCase,
+  summation,
+  transcendental,
+} from "./op-case.js";
 
 const cases: OpCase[] = [];
 const add = (...args: Parameters<typeof opCase>): void => void cases.push(opCase(...args));
@@ -12,34 +24,140 @@ const rstd = (rows: number): CaseInput => input("f32", [rows], { uniform: [0.5, 
 for (const dtype of floats) {
   add("embedding", "", [input("i32", [5], [6, 0, 3, 3, 1]), input(dtype, [7, 9])], [], exact);
   add("embedding", "no tokens", [input("i32", [0], []), input(dtype, [7, 9])], [], exact);
-  for (const weight of ["f32", "bf16"] as const) add("embedding_bwd", "repeated ids, in order", [input(dtype, [6, 5]), input("i32", [6], [2, 0, 2, 2, 1, 2]), input(weight, [4, 5])], [], { ...exact, f32: 2 ** -22, bf16: 2 ** -7, reason: "adds in the order of the tokens, rounding each time" });
-  for (const [rows, cols] of [[1, 1], [5, 7], [3, 64], [9, 129]] as const) {
+  for (const weight of ["f32", "bf16"] as const)
+    add(
+      "embedding_bwd",
+      "repeated ids, in order",
+      [input(dtype, [6, 5]), input("i32", [6], [2, 0, 2, 2, 1, 2]), input(weight, [4, 5])],
+      [],
+      { ...exact, f32: 2 ** -22, bf16: 2 ** -7, reason: "adds in the order of the tokens, rounding each time" },
+    );
+  for (const [rows, cols] of [
+    [1, 1],
+    [5, 7],
+    [3, 64],
+    [9, 129],
+  ] as const) {
     add("rms_norm", "", [input(dtype, [rows, cols]), input(dtype, [cols])], [1e-5], transcendental);
-    add("add_rms_norm", "", [input(dtype, [rows, cols]), input(dtype, [rows, cols]), input(dtype, [cols])], [1e-6], transcendental);
-    add("rms_norm_bwd", "", [input(dtype, [rows, cols]), input(dtype, [rows, cols]), input(dtype, [cols]), rstd(rows), null], [1], summation);
-    add("rms_norm_bwd", "dsum", [input(dtype, [rows, cols]), input(dtype, [rows, cols]), input(dtype, [cols]), rstd(rows), input(dtype, [rows, cols])], [0], summation);
+    add(
+      "add_rms_norm",
+      "",
+      [input(dtype, [rows, cols]), input(dtype, [rows, cols]), input(dtype, [cols])],
+      [1e-6],
+      transcendental,
+    );
+    add(
+      "rms_norm_bwd",
+      "",
+      [input(dtype, [rows, cols]), input(dtype, [rows, cols]), input(dtype, [cols]), rstd(rows), null],
+      [1],
+      summation,
+    );
+    add(
+      "rms_norm_bwd",
+      "dsum",
+      [
+        input(dtype, [rows, cols]),
+        input(dtype, [rows, cols]),
+        input(dtype, [cols]),
+        rstd(rows),
+        input(dtype, [rows, cols]),
+      ],
+      [0],
+      summation,
+    );
   }
-  add("rms_norm", "heads, strided", [input(dtype, [3, 4, 8], { normal: 1 }, 6), input(dtype, [8])], [1e-6], transcendental);
-  add("rms_norm", "zeros", [input(dtype, [2, 4], new Array<number>(8).fill(0)), input(dtype, [4])], [1e-5], transcendental);
+  add(
+    "rms_norm",
+    "heads, strided",
+    [input(dtype, [3, 4, 8], { normal: 1 }, 6), input(dtype, [8])],
+    [1e-6],
+    transcendental,
+  );
+  add(
+    "rms_norm",
+    "zeros",
+    [input(dtype, [2, 4], new Array<number>(8).fill(0)), input(dtype, [4])],
+    [1e-5],
+    transcendental,
+  );
   add("rms_norm", "no rows", [input(dtype, [0, 4]), input(dtype, [4])], [1e-5], transcendental);
-  add("rms_norm_bwd", "strided", [input(dtype, [3, 6]), input(dtype, [3, 6], { normal: 1 }, 3), input(dtype, [6]), rstd(3), null], [1], summation);
-  add("rms_norm_bwd", "no rows", [input(dtype, [0, 6]), input(dtype, [0, 6]), input(dtype, [6]), rstd(0), null], [1], summation);
+  add(
+    "rms_norm_bwd",
+    "strided",
+    [input(dtype, [3, 6]), input(dtype, [3, 6], { normal: 1 }, 3), input(dtype, [6]), rstd(3), null],
+    [1],
+    summation,
+  );
+  add(
+    "rms_norm_bwd",
+    "no rows",
+    [input(dtype, [0, 6]), input(dtype, [0, 6]), input(dtype, [6]), rstd(0), null],
+    [1],
+    summation,
+  );
   for (const inverse of [0, 1]) {
     const table = (): CaseInput => input("f32", [6, 4], { uniform: [-1, 1] });
-    add("rope", "", [input(dtype, [5, 3, 8]), table(), table(), input("i32", [5], [0, 5, 2, 2, 1])], [inverse], arithmetic);
-    add("rope", "strided", [input(dtype, [3, 2, 8], { normal: 1 }, 10), table(), table(), input("i32", [3], [4, 0, 3])], [inverse], arithmetic);
+    add(
+      "rope",
+      "",
+      [input(dtype, [5, 3, 8]), table(), table(), input("i32", [5], [0, 5, 2, 2, 1])],
+      [inverse],
+      arithmetic,
+    );
+    add(
+      "rope",
+      "strided",
+      [input(dtype, [3, 2, 8], { normal: 1 }, 10), table(), table(), input("i32", [3], [4, 0, 3])],
+      [inverse],
+      arithmetic,
+    );
   }
-  add("rope", "no tokens", [input(dtype, [0, 3, 2]), input("f32", [1, 1]), input("f32", [1, 1]), input("i32", [0], [])], [0], arithmetic);
-  add("rope", "wide", [input(dtype, [17, 4, 64]), input("f32", [20, 32], { uniform: [-1, 1] }), input("f32", [20, 32], { uniform: [-1, 1] }), input("i32", [17], { integers: [0, 19] })], [0], arithmetic);
-  for (const [rows, width] of [[3, 2], [5, 34], [2, 256], [0, 4]] as const) {
+  add(
+    "rope",
+    "no tokens",
+    [input(dtype, [0, 3, 2]), input("f32", [1, 1]), input("f32", [1, 1]), input("i32", [0], [])],
+    [0],
+    arithmetic,
+  );
+  add(
+    "rope",
+    "wide",
+    [
+      input(dtype, [17, 4, 64]),
+      input("f32", [20, 32], { uniform: [-1, 1] }),
+      input("f32", [20, 32], { uniform: [-1, 1] }),
+      input("i32", [17], { integers: [0, 19] }),
+    ],
+    [0],
+    arithmetic,
+  );
+  for (const [rows, width] of [
+    [3, 2],
+    [5, 34],
+    [2, 256],
+    [0, 4],
+  ] as const) {
     add("swiglu", "", [input(dtype, [rows, width], { normal: 2 })], [], transcendental);
-    add("swiglu_bwd", "", [input(dtype, [rows, width / 2]), input(dtype, [rows, width], { normal: 2 })], [], transcendental);
+    add(
+      "swiglu_bwd",
+      "",
+      [input(dtype, [rows, width / 2]), input(dtype, [rows, width], { normal: 2 })],
+      [],
+      transcendental,
+    );
   }
   add("swiglu", "strided", [input(dtype, [3, 14], { normal: 2 }, 5)], [], transcendental);
   add("swiglu_bwd", "strided", [input(dtype, [3, 7]), input(dtype, [3, 14], { normal: 2 }, 5)], [], transcendental);
 }
 add("rms_norm", "many chunks", [input("bf16", [70, 513]), input("bf16", [513])], [1e-5], transcendental);
-add("rms_norm_bwd", "many chunks", [input("f32", [90, 257]), input("f32", [90, 257]), input("f32", [257]), rstd(90), null], [1], summation);
+add(
+  "rms_norm_bwd",
+  "many chunks",
+  [input("f32", [90, 257]), input("f32", [90, 257]), input("f32", [257]), rstd(90), null],
+  [1],
+  summation,
+);
 add("swiglu", "many chunks", [input("f32", [40, 1026], { normal: 2 })], [], transcendental);
 
 /** Shapes of an attention call; sequence lengths of queries and keys. */
@@ -93,7 +211,10 @@ for (const dtype of floats) {
     const keys = s.keys ?? s.queries;
     const values = { normal: s.normal ?? 1 };
     const q = input(dtype, [total(s.queries), s.heads, s.width], values, s.padding ?? 0);
-    const [k, v] = [0, 1].map(() => input(dtype, [total(keys), s.keyHeads, s.width], values, s.padding ?? 0)) as [CaseInput, CaseInput];
+    const [k, v] = [0, 1].map(() => input(dtype, [total(keys), s.keyHeads, s.width], values, s.padding ?? 0)) as [
+      CaseInput,
+      CaseInput,
+    ];
     const [cuQ, cuK] = [boundaries(s.queries), boundaries(keys)];
     const attributes = [1 / Math.sqrt(s.width), s.causal === false ? 0 : 1, s.window ?? 0];
     add("attention", s.note, [q, k, v, cuQ, cuK], attributes, attentionSums);
@@ -105,14 +226,20 @@ for (const dtype of floats) {
         shape,
         () => {
           if (!made) {
-            const inputs = [q, k, v, cuQ, cuK].map((x, j) => makeNumbers(x.dtype, x.shape, x.values, `attention_bwd ${s.note} ${dtype} ${j}`));
+            const inputs = [q, k, v, cuQ, cuK].map((x, j) =>
+              makeNumbers(x.dtype, x.shape, x.values, `attention_bwd ${s.note} ${dtype} ${j}`),
+            );
             made = [...inputs, ...attentionForward(inputs, attributes)];
           }
           return made[i]!.data;
         },
         padding,
       );
-    const [gq, gk, gv] = [q, k, v].map((x, i) => given(i, dtype, x.shape, s.padding ?? 0)) as [CaseInput, CaseInput, CaseInput];
+    const [gq, gk, gv] = [q, k, v].map((x, i) => given(i, dtype, x.shape, s.padding ?? 0)) as [
+      CaseInput,
+      CaseInput,
+      CaseInput,
+    ];
     const [o, lse] = [given(5, dtype, q.shape), given(6, "f32", [s.heads, total(s.queries)])];
     add("attention_bwd", s.note, [input(dtype, q.shape), gq, gk, gv, o, lse, cuQ, cuK], attributes, attentionGradients);
   }

@@ -7,4 +7,11 @@ import { quantCases } from "./cases-quant.js";
 import { servingCases } from "./cases-serving.js";
 import type { OpCase } from "./op-case.js";
 
-export const opCases: readonly OpCase[] = [...elementwiseCases, ...matmulCases, ...layerCases, ...lossCases, ...quantCases, ...servingCases];
+export const opCases: readonly OpCase[] = [
+  ...elementwiseCases,
+  ...matmulCases,
+  ...layerCases,
+  ...lossCases,
+  ...quantCases,
+  ...servingCases,
+];

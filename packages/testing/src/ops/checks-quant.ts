@@ -14,8 +14,15 @@ interface Packed {
 }
 
 function packW4(n: number, c: number, group: number, symmetric: number, seed: string): Packed {
-  const [q, scales, zeros] = native.quantizeW4(toTensor(makeNumbers("f32", [n, c], { normal: 0.1 }, seed)), group, symmetric);
-  return { packed: native.repackW4(q, scales, zeros, group), weight: dequantizedW4(fromTensor(q), fromTensor(scales), fromTensor(zeros), group) };
+  const [q, scales, zeros] = native.quantizeW4(
+    toTensor(makeNumbers("f32", [n, c], { normal: 0.1 }, seed)),
+    group,
+    symmetric,
+  );
+  return {
+    packed: native.repackW4(q, scales, zeros, group),
+    weight: dequantizedW4(fromTensor(q), fromTensor(scales), fromTensor(zeros), group),
+  };
 }
 
 function packQ8(n: number, c: number, group: number, seed: string): Packed {
@@ -118,7 +125,8 @@ const w4Goldens: OpCheck = {
   run() {
     const problems: string[] = [];
     const expect = (what: string, got: ArrayLike<number>, want: readonly number[]): void => {
-      if (Array.from(got).join() !== want.join()) problems.push(`${what}: ${Array.from(got).join(" ")}, expected ${want.join(" ")}`);
+      if (Array.from(got).join() !== want.join())
+        problems.push(`${what}: ${Array.from(got).join(" ")}, expected ${want.join(" ")}`);
     };
     // A group worked out by hand: scale (1.1 + 0.7) / 15 = 0.12, zero round(0.7 / 0.12) = 6, codes 0 4 6 8 13 15 3 6.
     const [q, scales, zeros] = native.quantizeW4(tensor([-0.7, -0.2, 0.05, 0.29, 0.8, 1.1, -0.4, 0], [1, 8]), 8, 0);
@@ -126,7 +134,11 @@ const w4Goldens: OpCheck = {
     expect("zero", zeros.dataSync() as Uint8Array, [6]);
     if (Math.abs(scales.itemSync() - 0.12) > 1e-8) problems.push(`scale ${scales.itemSync()}, expected 0.12`);
     // Codes 0..7 in order are bytes 10 32 54 76.
-    const [ordered] = native.quantizeW4(tensor([-7, -6, -5, -4, -3, -2, -1, 0, 7, 6, 5, 4, 3, 2, 1, 0], [1, 16]), 16, 1);
+    const [ordered] = native.quantizeW4(
+      tensor([-7, -6, -5, -4, -3, -2, -1, 0, 7, 6, 5, 4, 3, 2, 1, 0], [1, 16]),
+      16,
+      1,
+    );
     expect("order", ordered.dataSync() as Uint8Array, [0x21, 0x43, 0x65, 0x87, 0xef, 0xcd, 0xab, 0x89]);
     // Scale 1, zero 0: 2.5 -> 2, 3.5 -> 4; symmetric scale 1, zero 8: -2.5 -> -2.
     const [ties] = native.quantizeW4(tensor([0, 2.5, 3.5, 15], [1, 4]), 4, 0);
@@ -134,7 +146,11 @@ const w4Goldens: OpCheck = {
     const [negative] = native.quantizeW4(tensor([-2.5, 7, 0.5, -0.5], [1, 4]), 4, 1);
     expect("symmetric ties", negative.dataSync() as Uint8Array, [0xf6, 0x88]);
     const half = native.dequantizeW4(q, scales, zeros, 8, code("f32")).dataSync() as Float32Array;
-    expect("values", Array.from(half, (x) => Math.round(x * 100)), [-72, -24, 0, 24, 84, 108, -36, 0]);
+    expect(
+      "values",
+      Array.from(half, (x) => Math.round(x * 100)),
+      [-72, -24, 0, 24, 84, 108, -36, 0],
+    );
     return { maxError: problems.length, tolerance: 0, detail: problems.join("; ") };
   },
 };
@@ -163,4 +179,12 @@ const nf4Goldens: OpCheck = {
   },
 };
 
-export const quantChecks: readonly OpCheck[] = [packedLinear(4, 0), packedLinear(4, 1), packedLinear(8, 0), packedLinear(8, 1), int8Accuracy, w4Goldens, nf4Goldens];
+export const quantChecks: readonly OpCheck[] = [
+  packedLinear(4, 0),
+  packedLinear(4, 1),
+  packedLinear(8, 0),
+  packedLinear(8, 1),
+  int8Accuracy,
+  w4Goldens,
+  nf4Goldens,
+];

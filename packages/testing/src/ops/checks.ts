@@ -12,7 +12,10 @@ const code = (dtype: DType): number => dtypes.indexOf(dtype);
 
 /** Number of elements whose bits differ. */
 export function differentBits(a: Tensor, b: Tensor): number {
-  const [x, y] = [a.bitsSync(), b.bitsSync()].map((t) => new Uint8Array(t.buffer, t.byteOffset, t.byteLength)) as [Uint8Array, Uint8Array];
+  const [x, y] = [a.bitsSync(), b.bitsSync()].map((t) => new Uint8Array(t.buffer, t.byteOffset, t.byteLength)) as [
+    Uint8Array,
+    Uint8Array,
+  ];
   if (x.length !== y.length) return Infinity;
   let count = 0;
   x.forEach((byte, i) => (count += byte === y[i] ? 0 : 1));
@@ -21,11 +24,15 @@ export function differentBits(a: Tensor, b: Tensor): number {
 
 /** Sum of (seen − expected)² / expected. */
 function chiSquare(seen: readonly number[], expected: readonly number[]): number {
-  return seen.reduce((sum, n, i) => sum + (expected[i] === 0 ? (n === 0 ? 0 : Infinity) : (n - expected[i]!) ** 2 / expected[i]!), 0);
+  return seen.reduce(
+    (sum, n, i) => sum + (expected[i] === 0 ? (n === 0 ? 0 : Infinity) : (n - expected[i]!) ** 2 / expected[i]!),
+    0,
+  );
 }
 
 /** The 1 − 1e-6 quantile of chi-square with `freedom` degrees (Wilson–Hilferty). Seeds are fixed, so a pass stays a pass. */
-const chiSquareLimit = (freedom: number): number => freedom * (1 - 2 / (9 * freedom) + 4.753 * Math.sqrt(2 / (9 * freedom))) ** 3;
+const chiSquareLimit = (freedom: number): number =>
+  freedom * (1 - 2 / (9 * freedom) + 4.753 * Math.sqrt(2 / (9 * freedom))) ** 3;
 
 const philox: OpCheck = {
   name: "fill_uniform gives the known answers of Philox 4x32-10",
@@ -38,9 +45,14 @@ const philox: OpCheck = {
       [0x299f31d0a4093822n, 0x0370734413198a2e85a308d3243f6a88n, [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]],
     ];
     let wrong = 0;
-    for (const [seed, counter, words] of known) philox4x32(seed, counter).forEach((word, i) => (wrong += word === words[i] ? 0 : 1));
+    for (const [seed, counter, words] of known)
+      philox4x32(seed, counter).forEach((word, i) => (wrong += word === words[i] ? 0 : 1));
     const x = empty([4 * 7 + 3], "f32");
-    for (const [seed, stream] of [[0, 0], [2 ** 53 - 1, 2 ** 52 + 9], [77, 2 ** 32 - 1]] as const) {
+    for (const [seed, stream] of [
+      [0, 0],
+      [2 ** 53 - 1, 2 ** 52 + 9],
+      [77, 2 ** 32 - 1],
+    ] as const) {
       native.fillUniform(x, 0, 1, seed, stream);
       x.dataSync().forEach((value, i) => {
         const word = philox4x32(seed, BigInt(Math.floor(i / 4)) | (BigInt(stream) << 64n))[i % 4]!;
@@ -61,12 +73,19 @@ const normalDistribution: OpCheck = {
     native.fillNormal(x, 0, 1, 5, 0);
     const seen = new Array<number>(8).fill(0);
     // Octiles of the standard normal distribution.
-    const edges = [-1.1503493803760079, -0.6744897501960817, -0.31863936396437514, 0, 0.31863936396437514, 0.6744897501960817, 1.1503493803760079];
+    const edges = [
+      -1.1503493803760079, -0.6744897501960817, -0.31863936396437514, 0, 0.31863936396437514, 0.6744897501960817,
+      1.1503493803760079,
+    ];
     for (const value of x.dataSync() as Float32Array) seen[edges.filter((edge) => value > edge).length]!++;
     const normal = chiSquare(seen, new Array<number>(8).fill(n / 8)) / chiSquareLimit(7);
     native.fill(x, 1);
     const kept = (native.dropout(x, 0.3, 9, 2).dataSync() as Float32Array).filter((value) => value !== 0).length;
-    return { maxError: Math.max(normal, chiSquare([kept, n - kept], [0.7 * n, 0.3 * n]) / chiSquareLimit(1)), tolerance: 1, detail: "chi-square over its limit" };
+    return {
+      maxError: Math.max(normal, chiSquare([kept, n - kept], [0.7 * n, 0.3 * n]) / chiSquareLimit(1)),
+      tolerance: 1,
+      detail: "chi-square over its limit",
+    };
   },
 };
 
@@ -78,8 +97,12 @@ const dropoutGradient: OpCheck = {
     const mask = (seed: number, stream: number): Tensor => native.dropout(ones, 0.5, seed, stream);
     const x = toTensor(makeNumbers("f32", [4096], { normal: 1 }, "dropout"));
     const masked = native.mul(x, mask(1, 2)).dataSync() as Float32Array;
-    const same = (native.dropout(x, 0.5, 1, 2).dataSync() as Float32Array).filter((value, i) => value !== masked[i]).length;
-    const others = [mask(2, 2), mask(1, 3), mask(1 + 2 ** 32, 2), mask(1, 2 + 2 ** 32)].filter((m) => differentBits(m, mask(1, 2)) < 1000).length;
+    const same = (native.dropout(x, 0.5, 1, 2).dataSync() as Float32Array).filter(
+      (value, i) => value !== masked[i],
+    ).length;
+    const others = [mask(2, 2), mask(1, 3), mask(1 + 2 ** 32, 2), mask(1, 2 + 2 ** 32)].filter(
+      (m) => differentBits(m, mask(1, 2)) < 1000,
+    ).length;
     return { maxError: same + others, tolerance: 0, detail: `${same} different values, ${others} equal masks` };
   },
 };
@@ -117,7 +140,11 @@ const sampleDistribution: OpCheck = {
       const expected = new Array<number>(cols).fill(0);
       for (const c of list) expected[c.id] = (draws * c.weight) / mass;
       const value = chiSquare(seen, expected) / chiSquareLimit(Math.max(1, list.length - 1));
-      if (value > worst) [worst, detail] = [value, `setting ${setting.join(" ")}: seen ${seen.join(" ")}, expected ${expected.map(Math.round).join(" ")}`];
+      if (value > worst)
+        [worst, detail] = [
+          value,
+          `setting ${setting.join(" ")}: seen ${seen.join(" ")}, expected ${expected.map(Math.round).join(" ")}`,
+        ];
     });
     return { maxError: worst, tolerance: 1, detail };
   },
@@ -150,12 +177,19 @@ const contiguousAnyStrides: OpCheck = {
 };
 
 /** A paged copy of packed keys or values: blocks of `block`, handed out in a scattered order. */
-function paged(x: Tensor, lengths: readonly number[], block: number, cacheType: DType): { cache: Tensor; scales: Tensor | null; table: Tensor } {
+function paged(
+  x: Tensor,
+  lengths: readonly number[],
+  block: number,
+  cacheType: DType,
+): { cache: Tensor; scales: Tensor | null; table: Tensor } {
   const columns = Math.max(...lengths.map((n) => Math.ceil(n / block)));
   const blocks = lengths.length * columns;
   const table = Int32Array.from({ length: blocks }, (_, i) => (i * 7 + 3) % blocks);
   if (new Set(table).size !== blocks) throw new Error(`[checks] ${blocks} blocks are not scattered by 7`);
-  const slots = lengths.flatMap((n, b) => Array.from({ length: n }, (_, j) => table[b * columns + Math.floor(j / block)]! * block + (j % block)));
+  const slots = lengths.flatMap((n, b) =>
+    Array.from({ length: n }, (_, j) => table[b * columns + Math.floor(j / block)]! * block + (j % block)),
+  );
   const cache = empty([blocks, block, x.shape[1]!, x.shape[2]!], cacheType);
   native.fill(cache, 0);
   const scales = cacheType === "i8" ? empty([blocks, block, x.shape[1]!, 2], "f32") : null;
@@ -176,16 +210,42 @@ const pagedIsContiguous: OpCheck = {
     let wrong = 0;
     let detail = "";
     for (const dtype of ["f32", "bf16", "f16"] as const)
-      for (const [heads, keyHeads, width] of [[4, 2, 8], [2, 2, 64], [3, 1, 5], [8, 2, 128]] as const)
-        for (const [queries, lengths, block] of [[[5, 1, 3], [5, 9, 8], 4], [[1, 1], [33, 70], 16], [[40], [40], 16], [[1], [1], 4]] as const)
+      for (const [heads, keyHeads, width] of [
+        [4, 2, 8],
+        [2, 2, 64],
+        [3, 1, 5],
+        [8, 2, 128],
+      ] as const)
+        for (const [queries, lengths, block] of [
+          [[5, 1, 3], [5, 9, 8], 4],
+          [[1, 1], [33, 70], 16],
+          [[40], [40], 16],
+          [[1], [1], 4],
+        ] as const)
           for (const window of [0, 6]) {
-            const [tq, tk] = [queries, lengths].map((list) => list.reduce<number>((a, b) => a + b, 0)) as [number, number];
+            const [tq, tk] = [queries, lengths].map((list) => list.reduce<number>((a, b) => a + b, 0)) as [
+              number,
+              number,
+            ];
             const name = `${dtype} ${heads}/${keyHeads}x${width} ${queries.join(",")}/${lengths.join(",")} window ${window}`;
             const q = toTensor(makeNumbers(dtype, [tq, heads, width], { normal: 1 }, `q ${name}`));
-            const [k, v] = ["k", "v"].map((letter) => toTensor(makeNumbers(dtype, [tk, keyHeads, width], { normal: 1 }, `${letter} ${name}`))) as [Tensor, Tensor];
+            const [k, v] = ["k", "v"].map((letter) =>
+              toTensor(makeNumbers(dtype, [tk, keyHeads, width], { normal: 1 }, `${letter} ${name}`)),
+            ) as [Tensor, Tensor];
             const [o] = native.attention(q, k, v, boundaries(queries), boundaries(lengths), width ** -0.5, 1, window);
             const [keys, values] = [paged(k, lengths, block, dtype), paged(v, lengths, block, dtype)];
-            const p = native.pagedAttention(q, keys.cache, values.cache, null, null, keys.table, boundaries(queries), tensor(Int32Array.from(lengths)), width ** -0.5, window);
+            const p = native.pagedAttention(
+              q,
+              keys.cache,
+              values.cache,
+              null,
+              null,
+              keys.table,
+              boundaries(queries),
+              tensor(Int32Array.from(lengths)),
+              width ** -0.5,
+              window,
+            );
             const different = differentBits(o, p);
             if (different > 0) detail ||= `${name}: ${different} bytes differ`;
             wrong += different;
@@ -215,7 +275,11 @@ const int8Cache: OpCheck = {
           worst = Math.max(worst, scale === 0 ? (error === 0 ? 0 : Infinity) : error / scale);
         });
       }
-    return { maxError: wrongScale > 0 ? Infinity : worst, tolerance: 0.5001, detail: `${wrongScale} wrong scales; worst error in steps` };
+    return {
+      maxError: wrongScale > 0 ? Infinity : worst,
+      tolerance: 0.5001,
+      detail: `${wrongScale} wrong scales; worst error in steps`,
+    };
   },
 };
 
@@ -223,7 +287,10 @@ const distillGoldens: OpCheck = {
   name: "distill_inplace gives hand-checked divergences",
   ops: ["distill_inplace"],
   run() {
-    const [s, t] = [[1, 0, -1, 2], [2, 1, 0, -1]];
+    const [s, t] = [
+      [1, 0, -1, 2],
+      [2, 1, 0, -1],
+    ];
     // Forward and reverse KL at temperature 1 and 2, computed once in f64 by another program.
     const known: readonly [temperature: number, reverse: boolean, value: number][] = [
       [1, false, 0.871766],
@@ -233,8 +300,21 @@ const distillGoldens: OpCheck = {
     ];
     let worst = 0;
     for (const [temperature, reverse, value] of known) {
-      const [kl] = native.distillInplace(tensor(s, [1, 4]), tensor(t, [1, 4]), tensor([0], [1], "i32"), null, temperature, 1, reverse ? 1 : 0, 0);
-      worst = Math.max(worst, Math.abs(kl.itemSync() / temperature ** 2 - value), Math.abs(softDivergence(s, t, temperature, reverse) - value));
+      const [kl] = native.distillInplace(
+        tensor(s, [1, 4]),
+        tensor(t, [1, 4]),
+        tensor([0], [1], "i32"),
+        null,
+        temperature,
+        1,
+        reverse ? 1 : 0,
+        0,
+      );
+      worst = Math.max(
+        worst,
+        Math.abs(kl.itemSync() / temperature ** 2 - value),
+        Math.abs(softDivergence(s, t, temperature, reverse) - value),
+      );
     }
     return { maxError: worst, tolerance: 1e-6 };
   },
@@ -250,7 +330,8 @@ const aliases: OpCheck = {
     native.copy(t.columns(3, 5), t.columns(0, 2));
     const want = numbers("f32", [4, 6], x.data);
     for (let r = 0; r < 4; r++) {
-      for (let c = 0; c < 3; c++) want.data[r * 6 + c] = Math.fround(want.data[r * 6 + c]! + 2 * want.data[r * 6 + c + 3]!);
+      for (let c = 0; c < 3; c++)
+        want.data[r * 6 + c] = Math.fround(want.data[r * 6 + c]! + 2 * want.data[r * 6 + c + 3]!);
       for (let c = 0; c < 2; c++) want.data[r * 6 + 3 + c] = want.data[r * 6 + c]!;
     }
     const got = fromTensor(t);
@@ -258,7 +339,8 @@ const aliases: OpCheck = {
   },
 };
 
-const maxDifference = (a: Numbers, b: Numbers): number => a.data.reduce((worst, value, i) => Math.max(worst, Math.abs(value - b.data[i]!)), 0);
+const maxDifference = (a: Numbers, b: Numbers): number =>
+  a.data.reduce((worst, value, i) => Math.max(worst, Math.abs(value - b.data[i]!)), 0);
 
 const castRoundTrip: OpCheck = {
   name: "cast keeps every 16-bit value through f32",
@@ -267,7 +349,9 @@ const castRoundTrip: OpCheck = {
     let wrong = 0;
     for (const dtype of ["bf16", "f16"] as const) {
       const bits = Uint16Array.from({ length: 65_536 }, (_, i) => i);
-      const back = native.cast(native.cast(tensor(bits, [65_536], dtype), code("f32")), code(dtype)).bitsSync() as Uint16Array;
+      const back = native
+        .cast(native.cast(tensor(bits, [65_536], dtype), code("f32")), code(dtype))
+        .bitsSync() as Uint16Array;
       const infinity = dtype === "bf16" ? 0x7f80 : 0x7c00;
       back.forEach((value, i) => {
         const nan = (bits[i]! & 0x7fff) > infinity;

@@ -20,7 +20,9 @@ function main(): void {
   const limit = Number(argument("--limit") ?? Infinity);
   const size = (c: OpCase): number => Math.max(0, ...c.inputs.map((x) => (x ? sizeOf(x.shape) : 0)));
   const cases = opCases.filter((c) => c.name.includes(only) && size(c) <= limit);
-  const checks = opChecks.filter((c) => (c.name.includes(only) || c.ops.some((op) => op.includes(only))) && !(c.slow && limit < Infinity));
+  const checks = opChecks.filter(
+    (c) => (c.name.includes(only) || c.ops.some((op) => op.includes(only))) && !(c.slow && limit < Infinity),
+  );
   if (process.argv.includes("--list")) {
     for (const { name } of [...cases, ...checks]) console.log(name);
     return;
@@ -42,7 +44,14 @@ function main(): void {
     try {
       result = run();
     } catch (error) {
-      result = { name, ops: [], maxError: Infinity, tolerance: 0, ok: false, detail: error instanceof Error ? error.message : String(error) };
+      result = {
+        name,
+        ops: [],
+        maxError: Infinity,
+        tolerance: 0,
+        ok: false,
+        detail: error instanceof Error ? error.message : String(error),
+      };
     }
     slowest.push([performance.now() - start, name]);
     if (result.ok) passed++;
@@ -54,7 +63,8 @@ function main(): void {
   for (const c of cases) count(c.name, () => runCase(c));
   for (const c of checks) count(c.name, () => runCheck(c));
   if (process.argv.includes("--slowest")) {
-    for (const [milliseconds, name] of slowest.sort((a, b) => b[0] - a[0]).slice(0, 15)) console.log(`${milliseconds.toFixed(1).padStart(8)} ms  ${name}`);
+    for (const [milliseconds, name] of slowest.sort((a, b) => b[0] - a[0]).slice(0, 15))
+      console.log(`${milliseconds.toFixed(1).padStart(8)} ms  ${name}`);
   }
   console.log(`${passed} passed, ${failed} failed`);
   if (failed > 0) process.exitCode = 1;

@@ -119,17 +119,26 @@ export function randomSource(seed: string): () => number {
 }
 
 /** How an input's elements are made: seeded, then rounded to the dtype, so that the oracle and the core see the same numbers; a function is called when the case runs. */
-export type Values = { normal: number } | { uniform: readonly [low: number, high: number] } | { integers: readonly [low: number, high: number] } | ArrayLike<number> | (() => ArrayLike<number>);
+export type Values =
+  | { normal: number }
+  | { uniform: readonly [low: number, high: number] }
+  | { integers: readonly [low: number, high: number] }
+  | ArrayLike<number>
+  | (() => ArrayLike<number>);
 
 export function makeNumbers(dtype: DType, shape: readonly number[], values: Values, seed: string): Numbers {
   if (typeof values === "function") return makeNumbers(dtype, shape, values(), seed);
   const out = numbers(dtype, shape);
   const next = randomSource(seed);
   if ("length" in values) {
-    if (values.length !== out.data.length) throw new Error(`[cases] ${seed}: expected ${out.data.length} values for [${shape.join(", ")}], got ${values.length}`);
+    if (values.length !== out.data.length)
+      throw new Error(
+        `[cases] ${seed}: expected ${out.data.length} values for [${shape.join(", ")}], got ${values.length}`,
+      );
     out.data.set(values);
   } else if ("normal" in values) {
-    for (let i = 0; i < out.data.length; i++) out.data[i] = values.normal * Math.sqrt(-2 * Math.log(1 - next())) * Math.cos(2 * Math.PI * next());
+    for (let i = 0; i < out.data.length; i++)
+      out.data[i] = values.normal * Math.sqrt(-2 * Math.log(1 - next())) * Math.cos(2 * Math.PI * next());
   } else if ("uniform" in values) {
     const [low, high] = values.uniform;
     for (let i = 0; i < out.data.length; i++) out.data[i] = low + (high - low) * next();

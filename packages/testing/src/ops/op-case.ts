@@ -70,7 +70,13 @@ const shapeText = (inputs: readonly (CaseInput | null)[]): string =>
   inputs.map((x) => (x ? `${x.dtype}[${x.shape.join(",")}]${x.padding ? "*" : ""}` : "-")).join(" ");
 
 /** A case named by op, note, dtypes, shapes (`*` = strided rows) and attributes. */
-export function opCase(op: string, note: string, inputs: readonly (CaseInput | null)[], attributes: readonly number[], tolerance: Tolerance): OpCase {
+export function opCase(
+  op: string,
+  note: string,
+  inputs: readonly (CaseInput | null)[],
+  attributes: readonly number[],
+  tolerance: Tolerance,
+): OpCase {
   const values = attributes.length > 0 ? ` (${attributes.map((a) => Number(a.toPrecision(4))).join(" ")})` : "";
   return { name: `${op}${note ? ` ${note}` : ""}: ${shapeText(inputs)}${values}`, op, inputs, attributes, tolerance };
 }
@@ -83,18 +89,24 @@ export const arithmetic: Tolerance = {
   f32: 2 ** -22,
   bf16: 2 ** -8,
   f16: 2 ** -11,
-  reason: "up to three f32 roundings (2^-24 each) of terms that may cancel; one rounding to 16 bits is half an ulp, 2^-9 or 2^-12, at most twice that across a midpoint",
+  reason:
+    "up to three f32 roundings (2^-24 each) of terms that may cancel; one rounding to 16 bits is half an ulp, 2^-9 or 2^-12, at most twice that across a midpoint",
 };
 
 /** Uses exp, log or a reciprocal root, for which vector kernels have polynomials of a few ulp. */
-export const transcendental: Tolerance = { ...arithmetic, f32: 2 ** -20, reason: "polynomials for exp, log and rsqrt are good to about 4 ulp of f32; 16-bit results differ by their rounding" };
+export const transcendental: Tolerance = {
+  ...arithmetic,
+  f32: 2 ** -20,
+  reason: "polynomials for exp, log and rsqrt are good to about 4 ulp of f32; 16-bit results differ by their rounding",
+};
 
 /** Sums of up to a few thousand products. */
 export const summation: Tolerance = {
   f32: 2 ** -18,
   bf16: 2 ** -8,
   f16: 2 ** -11,
-  reason: "f32 accumulation of n terms of either sign errs by about sqrt(n) ulp, n up to 4096; one rounding to 16 bits at the end",
+  reason:
+    "f32 accumulation of n terms of either sign errs by about sqrt(n) ulp, n up to 4096; one rounding to 16 bits at the end",
 };
 
 /** Sums whose terms may be rounded to the inputs' 16 bits on the way (probabilities of attention fed to bf16 dot products). */
@@ -111,5 +123,6 @@ export const attentionGradients: Tolerance = {
   bf16: 2 ** -7,
   f16: 2 ** -10,
   floor: 1,
-  reason: "exp(s − lse) has the absolute error of an f32 lse: 2^-19 at 32; a query that sees one key has dp = delta but for the rounding of o",
+  reason:
+    "exp(s − lse) has the absolute error of an f32 lse: 2^-19 at 32; a query that sees one key has dp = delta but for the rounding of o",
 };

@@ -87,10 +87,16 @@ export function randomWords(seed: number, stream: number, count: number): Uint32
   return words;
 }
 
-const element = (x: Numbers, transposed: boolean, r: number, c: number): number => x.data[transposed ? c * x.shape[1]! + r : r * x.shape[1]! + c]!;
+const element = (x: Numbers, transposed: boolean, r: number, c: number): number =>
+  x.data[transposed ? c * x.shape[1]! + r : r * x.shape[1]! + c]!;
 
 /** op(a) op(b) as rows × cols numbers. */
-function product(a: Numbers, b: Numbers, transA: boolean, transB: boolean): { rows: number; cols: number; data: Float64Array } {
+function product(
+  a: Numbers,
+  b: Numbers,
+  transA: boolean,
+  transB: boolean,
+): { rows: number; cols: number; data: Float64Array } {
   const [rows, depth] = transA ? [a.shape[1]!, a.shape[0]!] : [a.shape[0]!, a.shape[1]!];
   const cols = b.shape[transB ? 0 : 1]!;
   const data = new Float64Array(rows * cols);
@@ -159,25 +165,43 @@ export const elementwise: Record<string, Reference> = {
   },
   sum: ([x]) => [numbers("f32", [1], [x!.data.reduce((a, b) => a + b, 0)])],
   sum_rows: columns((s, x) => s + x),
-  mean_abs_cols: columns((s, x) => s + Math.abs(x), (s, rows) => (rows === 0 ? 0 : s / rows)),
+  mean_abs_cols: columns(
+    (s, x) => s + Math.abs(x),
+    (s, rows) => (rows === 0 ? 0 : s / rows),
+  ),
   max_abs_cols: columns((s, x) => Math.max(s, Math.abs(x))),
   mse: ([a, b]) => {
     const n = a!.data.length;
     return [numbers("f32", [1], [n === 0 ? 0 : a!.data.reduce((s, x, i) => s + (x - b!.data[i]!) ** 2, 0) / n])];
   },
-  mul_cols: ([x, s], [invert]) => [{ ...x!, data: x!.data.map((value, i) => (invert ? value / s!.data[i % s!.data.length]! : value * s!.data[i % s!.data.length]!)) }],
+  mul_cols: ([x, s], [invert]) => [
+    {
+      ...x!,
+      data: x!.data.map((value, i) =>
+        invert ? value / s!.data[i % s!.data.length]! : value * s!.data[i % s!.data.length]!,
+      ),
+    },
+  ],
   silu: unary((x) => x * sigmoid(x)),
   silu_bwd: binary((dy, x) => dy * sigmoid(x) * (1 + x * (1 - sigmoid(x)))),
   softmax: overRows(false),
   log_softmax: overRows(true),
-  argmax: ([x]) => [numbers("i32", [x!.shape[0]!], Array.from({ length: x!.shape[0]! }, (_, r) => argmaxOf(rowOf(x!, r))))],
+  argmax: ([x]) => [
+    numbers(
+      "i32",
+      [x!.shape[0]!],
+      Array.from({ length: x!.shape[0]! }, (_, r) => argmaxOf(rowOf(x!, r))),
+    ),
+  ],
   topk: ([x], [k]) => {
     const { rows, cols } = matrixOf(x!);
     const values = numbers("f32", [rows, k!]);
     const indices = numbers("i32", [rows, k!]);
     for (let r = 0; r < rows; r++) {
       const row = rowOf(x!, r);
-      const order = Array.from({ length: cols }, (_, c) => c).sort((a, b) => (row[a] === row[b] ? a - b : row[b]! - row[a]!));
+      const order = Array.from({ length: cols }, (_, c) => c).sort((a, b) =>
+        row[a] === row[b] ? a - b : row[b]! - row[a]!,
+      );
       for (let j = 0; j < k!; j++) {
         values.data[r * k! + j] = j < cols ? row[order[j]!]! : -Infinity;
         indices.data[r * k! + j] = j < cols ? order[j]! : -1;
@@ -196,12 +220,16 @@ export const elementwise: Record<string, Reference> = {
     return [];
   },
   fill_uniform: ([x], [low, high, seed, stream]) => {
-    randomWords(seed!, stream!, x!.data.length).forEach((word, i) => (x!.data[i] = low! + (high! - low!) * uniform01(word)));
+    randomWords(seed!, stream!, x!.data.length).forEach(
+      (word, i) => (x!.data[i] = low! + (high! - low!) * uniform01(word)),
+    );
     return [];
   },
   dropout: ([x], [p, seed, stream]) => {
     const words = randomWords(seed!, stream!, x!.data.length);
-    return [{ ...x!, data: x!.data.map((value, i) => (uniform01(words[i]!) >= Math.fround(p!) ? value / (1 - p!) : 0)) }];
+    return [
+      { ...x!, data: x!.data.map((value, i) => (uniform01(words[i]!) >= Math.fround(p!) ? value / (1 - p!) : 0)) },
+    ];
   },
   matmul: ([a, b, bias], [transA, transB, code]) => {
     const { rows, cols, data } = product(a!, b!, transA !== 0, transB !== 0);

@@ -29,7 +29,17 @@ const at = (x: Numbers, t: number, h: number, d: number): number => x.data[(t * 
 type Lookup = (b: number, j: number, head: number, d: number) => number;
 
 /** Attention of packed queries over keys and values found by `key` and `value`; [o, lse]. */
-function attend(q: Numbers, cuQ: Numbers, lengths: ArrayLike<number>, keyHeads: number, key: Lookup, value: Lookup, scale: number, causal: boolean, window: number): [Numbers, Numbers] {
+function attend(
+  q: Numbers,
+  cuQ: Numbers,
+  lengths: ArrayLike<number>,
+  keyHeads: number,
+  key: Lookup,
+  value: Lookup,
+  scale: number,
+  causal: boolean,
+  window: number,
+): [Numbers, Numbers] {
   const [tokens, heads, width] = q.shape as [number, number, number];
   const o = numbers(q.dtype, q.shape);
   const lse = numbers("f32", [heads, tokens]);
@@ -67,7 +77,11 @@ export function quantizeVector(x: ArrayLike<number>): { codes: number[]; scale: 
   const list = Array.from(x);
   const minimum = Math.min(...list);
   const scale = fround(fround(Math.max(...list) - minimum) / 255);
-  return { codes: list.map((value) => roundTo("i8", (scale > 0 ? (value - minimum) / scale : 0) - 128)), scale, minimum };
+  return {
+    codes: list.map((value) => roundTo("i8", (scale > 0 ? (value - minimum) / scale : 0) - 128)),
+    scale,
+    minimum,
+  };
 }
 
 export const layers: Record<string, Reference> = {
@@ -101,10 +115,13 @@ export const layers: Record<string, Reference> = {
     const dweight = numbers("f32", [needDweight ? cols : 1]);
     for (let r = 0; r < rows; r++) {
       let mean = 0;
-      for (let c = 0; c < cols; c++) mean += (dy!.data[r * cols + c]! * weight!.data[c]! * x!.data[r * cols + c]! * rstd!.data[r]!) / cols;
+      for (let c = 0; c < cols; c++)
+        mean += (dy!.data[r * cols + c]! * weight!.data[c]! * x!.data[r * cols + c]! * rstd!.data[r]!) / cols;
       for (let c = 0; c < cols; c++) {
         const i = r * cols + c;
-        dx.data[i] = rstd!.data[r]! * (dy!.data[i]! * weight!.data[c]! - x!.data[i]! * rstd!.data[r]! * mean) + (dsum?.data[i] ?? 0);
+        dx.data[i] =
+          rstd!.data[r]! * (dy!.data[i]! * weight!.data[c]! - x!.data[i]! * rstd!.data[r]! * mean) +
+          (dsum?.data[i] ?? 0);
         if (needDweight) dweight.data[c]! += dy!.data[i]! * x!.data[i]! * rstd!.data[r]!;
       }
     }
@@ -148,7 +165,10 @@ export const layers: Record<string, Reference> = {
   },
   attention: ([q, k, v, cuQ, cuK], [scale, causal, window]) => {
     const lengths = Array.from(cuK!.data.subarray(1), (end, b) => end - cuK!.data[b]!);
-    const look = (x: Numbers): Lookup => (b, j, head, d) => at(x, cuK!.data[b]! + j, head, d);
+    const look =
+      (x: Numbers): Lookup =>
+      (b, j, head, d) =>
+        at(x, cuK!.data[b]! + j, head, d);
     return attend(q!, cuQ!, lengths, k!.shape[1]!, look(k!), look(v!), scale!, causal !== 0, window!);
   },
   attention_bwd: ([dO, q, k, v, o, lse, cuQ, cuK], [scale, causal, window]) => {
@@ -205,17 +225,40 @@ export const layers: Record<string, Reference> = {
   paged_attention: ([q, kCache, vCache, kScales, vScales, table, cuQ, lengths], [scale, window]) => {
     const [, block, heads, width] = kCache!.shape as [number, number, number, number];
     const columns = table!.shape[1]!;
-    const look = (cache: Numbers, scales: Numbers | null): Lookup => (b, j, head, d) => {
-      const vector = (table!.data[b * columns + Math.floor(j / block)]! * block + (j % block)) * heads + head;
-      const x = cache.data[vector * width + d]!;
-      return cache.dtype === "i8" ? (x + 128) * scales!.data[2 * vector]! + scales!.data[2 * vector + 1]! : x;
-    };
-    return [attend(q!, cuQ!, lengths!.data, heads, look(kCache!, kScales!), look(vCache!, vScales!), scale!, true, window!)[0]];
+    const look =
+      (cache: Numbers, scales: Numbers | null): Lookup =>
+      (b, j, head, d) => {
+        const vector = (table!.data[b * columns + Math.floor(j / block)]! * block + (j % block)) * heads + head;
+        const x = cache.data[vector * width + d]!;
+        return cache.dtype === "i8" ? (x + 128) * scales!.data[2 * vector]! + scales!.data[2 * vector + 1]! : x;
+      };
+    return [
+      attend(
+        q!,
+        cuQ!,
+        lengths!.data,
+        heads,
+        look(kCache!, kScales!),
+        look(vCache!, vScales!),
+        scale!,
+        true,
+        window!,
+      )[0],
+    ];
   },
 };
 
 /** The inputs o and lse of attention_bwd, rounded to what the core would hold. */
-export function attentionForward(inputs: (Numbers | null)[], attributes: readonly number[]): [o: Numbers, lse: Numbers] {
-  const [o, lse] = layers["attention"]!(inputs.map((x) => x && copyNumbers(x)), attributes) as [Numbers, Numbers];
-  return [{ ...o, data: o.data.map((x) => roundTo(o.dtype, x)) }, { ...lse, data: lse.data.map(Math.fround) }];
+export function attentionForward(
+  inputs: (Numbers | null)[],
+  attributes: readonly number[],
+): [o: Numbers, lse: Numbers] {
+  const [o, lse] = layers["attention"]!(
+    inputs.map((x) => x && copyNumbers(x)),
+    attributes,
+  ) as [Numbers, Numbers];
+  return [
+    { ...o, data: o.data.map((x) => roundTo(o.dtype, x)) },
+    { ...lse, data: lse.data.map(Math.fround) },
+  ];
 }

@@ -20,7 +20,9 @@ const crossEntropy =
       const off = label === ignored || w === 0;
       if (!off) nll.data[r] = row[label] === -Infinity ? w * Infinity : w * (lse - row[label]!);
       if (!change) continue;
-      row.forEach((z, c) => (row[c] = off || lse === -Infinity ? 0 : w * (probability(z, lse) - (c === label ? 1 : 0))));
+      row.forEach(
+        (z, c) => (row[c] = off || lse === -Infinity ? 0 : w * (probability(z, lse) - (c === label ? 1 : 0))),
+      );
     }
     return [nll];
   };
@@ -65,7 +67,10 @@ export const losses: Record<string, Reference> = {
       const lse = logSumExp(z);
       kl.data[r] = w * T * T * value;
       ce.data[r] = w * (lse - z[label]!);
-      z.forEach((x, c) => (z[c] = w * (alpha! * T * (gradient[c] ?? 0) + (1 - alpha!) * (probability(x, lse) - (c === label ? 1 : 0)))));
+      z.forEach(
+        (x, c) =>
+          (z[c] = w * (alpha! * T * (gradient[c] ?? 0) + (1 - alpha!) * (probability(x, lse) - (c === label ? 1 : 0)))),
+      );
     }
     return [kl, ce];
   },
@@ -81,13 +86,23 @@ export const losses: Record<string, Reference> = {
     }
     return [logprob, greedy];
   },
-  global_norm: (parts) => [numbers("f32", [1], [Math.sqrt(parts.reduce((s, x) => s + x!.data.reduce((a, v) => a + v * v, 0), 0))])],
+  global_norm: (parts) => [
+    numbers("f32", [1], [Math.sqrt(parts.reduce((s, x) => s + x!.data.reduce((a, v) => a + v * v, 0), 0))]),
+  ],
   clip_coefficient: ([norm], [maxNorm, scale]) => {
     const ratio = maxNorm === 0 ? 1 : Math.min(1, maxNorm! / (scale! * norm!.data[0]! + 1e-6));
     return [numbers("f32", [1], [scale! * ratio])];
   },
   adamw: ([hyper, coefficient, p, g, m, v, master]) => {
-    const [lr, beta1, beta2, eps, decay, c1, c2] = hyper!.data as unknown as [number, number, number, number, number, number, number];
+    const [lr, beta1, beta2, eps, decay, c1, c2] = hyper!.data as unknown as [
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
     p!.data.forEach((_, i) => {
       const gradient = g!.data[i]! * coefficient!.data[0]!;
       m!.data[i] = beta1 * m!.data[i]! + (1 - beta1) * gradient;
@@ -113,7 +128,12 @@ export const losses: Record<string, Reference> = {
 };
 
 /** Losses of one row, for the goldens. */
-export function softDivergence(student: readonly number[], teacher: readonly number[], temperature: number, reverse: boolean): number {
+export function softDivergence(
+  student: readonly number[],
+  teacher: readonly number[],
+  temperature: number,
+  reverse: boolean,
+): number {
   const log = (z: readonly number[]): number[] => z.map((x) => x / temperature - logSumExp(z, temperature));
   return divergence(log(student), log(teacher), reverse).value;
 }

@@ -23,8 +23,9 @@ function w4Group(w: readonly number[], symmetric: boolean): { scale: number; zer
 
 /** NF4's 16 values: quantiles of a normal distribution. @see Dettmers et al. 2023, arXiv:2305.14314, appendix E */
 export const nf4Values: readonly number[] = [
-  -1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0,
-  0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1,
+  -1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+  -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+  0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1,
 ];
 
 /** Weights [N, C] of canonical W4. */
@@ -45,7 +46,12 @@ export function dequantizedW4(q: Numbers, scales: Numbers, zeros: Numbers, group
 export function dequantizedQ8(q: Numbers, scales: Numbers, group: number): Numbers {
   const { cols } = matrixOf(q);
   const groups = scales.shape[1]!;
-  return { ...numbers("f32", q.shape), data: q.data.map((code, i) => fround(code * scales.data[Math.floor(i / cols) * groups + Math.floor((i % cols) / group)]!)) };
+  return {
+    ...numbers("f32", q.shape),
+    data: q.data.map((code, i) =>
+      fround(code * scales.data[Math.floor(i / cols) * groups + Math.floor((i % cols) / group)]!),
+    ),
+  };
 }
 
 /** Rows cut into groups along the columns. */
@@ -54,7 +60,12 @@ function groupsOf(w: Numbers, group: number): { row: number; index: number; star
   const found = [];
   for (let row = 0; row < rows; row++)
     for (let start = 0, index = 0; start < cols; start += group, index++)
-      found.push({ row, index, start, values: Array.from(w.data.subarray(row * cols + start, row * cols + Math.min(cols, start + group))) });
+      found.push({
+        row,
+        index,
+        start,
+        values: Array.from(w.data.subarray(row * cols + start, row * cols + Math.min(cols, start + group))),
+      });
   return found;
 }
 
@@ -62,7 +73,11 @@ export const quantization: Record<string, Reference> = {
   quantize_w4: ([w], [group, symmetric]) => {
     const { rows, cols } = matrixOf(w!);
     const groups = Math.ceil(cols / group!);
-    const [q, scales, zeros] = [numbers("u8", [rows, cols / 2]), numbers("f32", [rows, groups]), numbers("u8", [rows, groups])];
+    const [q, scales, zeros] = [
+      numbers("u8", [rows, cols / 2]),
+      numbers("f32", [rows, groups]),
+      numbers("u8", [rows, groups]),
+    ];
     for (const { row, index, start, values } of groupsOf(w!, group!)) {
       const { scale, zero, codes } = w4Group(values, symmetric !== 0);
       scales.data[row * groups + index] = scale;
@@ -71,7 +86,9 @@ export const quantization: Record<string, Reference> = {
     }
     return [q, scales, zeros];
   },
-  dequantize_w4: ([q, scales, zeros], [group, code]) => [{ ...dequantizedW4(q!, scales!, zeros!, group!), dtype: dtypes[code!]! }],
+  dequantize_w4: ([q, scales, zeros], [group, code]) => [
+    { ...dequantizedW4(q!, scales!, zeros!, group!), dtype: dtypes[code!]! },
+  ],
   quantize_q8: ([w], [group]) => {
     const { rows, cols } = matrixOf(w!);
     const groups = Math.ceil(cols / group!);
@@ -104,7 +121,9 @@ export const quantization: Record<string, Reference> = {
     const y = numbers(dtypes[code!]!, [rows!, cols!]);
     y.data.forEach((_, i) => {
       const byte = q!.data[i >> 1]!;
-      y.data[i] = fround(fround(nf4Values[i % 2 === 0 ? byte >> 4 : byte & 15]!) * absmax!.data[Math.floor(i / block!)]!);
+      y.data[i] = fround(
+        fround(nf4Values[i % 2 === 0 ? byte >> 4 : byte & 15]!) * absmax!.data[Math.floor(i / block!)]!,
+      );
     });
     return [y];
   },

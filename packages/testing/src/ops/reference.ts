@@ -17,4 +17,10 @@ export type Reference = (inputs: (Numbers | null)[], attributes: readonly number
  * The references by op name. `repack_w4`, `repack_q8`, `linear_w4` and `linear_q8` are missing: their layout is each device's own, so
  * they are proven together, against the dequantized weights (checks-quant.ts).
  */
-export const references: Readonly<Record<string, Reference>> = { ...elementwise, ...layers, ...losses, ...quantization, ...sampling };
+export const references: Readonly<Record<string, Reference>> = {
+  ...elementwise,
+  ...layers,
+  ...losses,
+  ...quantization,
+  ...sampling,
+};

@@ -46,8 +46,10 @@ interface Comparison {
 const text = (shape: readonly number[]): string => `[${shape.join(", ")}]`;
 
 function compare(what: string, got: Numbers, want: Numbers, tolerance: Tolerance): Comparison {
-  if (got.dtype !== want.dtype) return { error: Infinity, tolerance: 0, detail: `${what} is ${got.dtype}, expected ${want.dtype}` };
-  if (text(got.shape) !== text(want.shape)) return { error: Infinity, tolerance: 0, detail: `${what} is ${text(got.shape)}, expected ${text(want.shape)}` };
+  if (got.dtype !== want.dtype)
+    return { error: Infinity, tolerance: 0, detail: `${what} is ${got.dtype}, expected ${want.dtype}` };
+  if (text(got.shape) !== text(want.shape))
+    return { error: Infinity, tolerance: 0, detail: `${what} is ${text(got.shape)}, expected ${text(want.shape)}` };
   const limit = want.dtype === "f32" || want.dtype === "bf16" || want.dtype === "f16" ? tolerance[want.dtype] : 0;
   const target = limit === 0 ? { ...want, data: want.data.map((x) => roundTo(want.dtype, x)) } : want;
   const { error, index } = largestError(got, target, tolerance.floor);
@@ -86,7 +88,10 @@ export function caseInputs(c: OpCase): (Numbers | null)[] {
 }
 
 /** The inputs of a case as tensors: the memory behind each, and the view on it that the op gets. */
-function caseTensors(c: OpCase, inputs: readonly (Numbers | null)[]): { bases: (Tensor | null)[]; tensors: (Tensor | null)[] } {
+function caseTensors(
+  c: OpCase,
+  inputs: readonly (Numbers | null)[],
+): { bases: (Tensor | null)[]; tensors: (Tensor | null)[] } {
   const bases = inputs.map((x, i) => x && toTensor(padded(x, c.inputs[i]!.padding ?? 0)));
   return { bases, tensors: bases.map((base, i) => base && view(base, c.inputs[i]!)) };
 }
@@ -113,7 +118,8 @@ export function runCase(c: OpCase): CaseResult {
   scope(() => {
     const { bases, tensors } = caseTensors(c, inputs);
     const outputs = callOp(c.op, tensors, c.attributes);
-    if (outputs.length !== expected.length) found.push({ error: Infinity, tolerance: 0, detail: `${outputs.length} outputs, expected ${expected.length}` });
+    if (outputs.length !== expected.length)
+      found.push({ error: Infinity, tolerance: 0, detail: `${outputs.length} outputs, expected ${expected.length}` });
     outputs.forEach((t, i) => {
       found.push(compare(`output ${i}`, fromTensor(t), expected[i]!, c.tolerance));
     });
@@ -124,7 +130,9 @@ export function runCase(c: OpCase): CaseResult {
       const changed = want.data.some((value, j) => !Object.is(value, before.data[j]));
       const limit = changed ? c.tolerance : { ...c.tolerance, f32: 0, bf16: 0, f16: 0 };
       const target = padded(want, c.inputs[i]!.padding ?? 0);
-      found.push(compare(`input ${i}${changed ? " afterwards" : " (must not change)"}`, fromTensor(base), target, limit));
+      found.push(
+        compare(`input ${i}${changed ? " afterwards" : " (must not change)"}`, fromTensor(base), target, limit),
+      );
     });
   });
   let worst: Comparison = { error: 0, tolerance: c.tolerance.f32, detail: "" };
@@ -134,7 +142,14 @@ export function runCase(c: OpCase): CaseResult {
     if (r > ratio) [worst, ratio] = [f, r];
   }
   const ok = found.every((f) => f.error <= f.tolerance);
-  return { name: c.name, ops: [c.op], maxError: worst.error, tolerance: worst.tolerance, ok, detail: ok ? "" : worst.detail };
+  return {
+    name: c.name,
+    ops: [c.op],
+    maxError: worst.error,
+    tolerance: worst.tolerance,
+    ok,
+    detail: ok ? "" : worst.detail,
+  };
 }
 
 /** Runs a check; an exception is a failure. */
