@@ -212,7 +212,7 @@ napi_value view(napi_env env, Instance& self, const Args& a) {
     for (int i = 0; i < v.ndim; i++) {
       v.stride[i] = self.i32[v.ndim + i];
       if (v.shape[i] < 0 || v.stride[i] < 0) throw Error(Code::shape, "[view] negative shape or stride");
-      numel *= v.shape[i];
+      if (__builtin_mul_overflow(numel, v.shape[i], &numel) || numel > (int64_t{1} << 60)) throw Error(Code::shape, "[view] more than 2^60 elements");
       if (v.shape[i] > 0) last += (v.shape[i] - 1) * v.stride[i];
     }
     const int64_t start = (v.data - t.storage->data), end = (t.view.data - t.storage->data) + (last + 1) * size;

@@ -54,7 +54,7 @@ void fill_strides(View& v) {
   int64_t stride = 1;
   for (int i = v.ndim - 1; i >= 0; i--) {
     v.stride[i] = stride;
-    stride *= v.shape[i];
+    stride = static_cast<int64_t>(static_cast<uint64_t>(stride) * static_cast<uint64_t>(v.shape[i]));  // may wrap: new_bytes() refuses it
   }
 }
 
@@ -163,6 +163,7 @@ void Command::run(std::string& error) const {
 void Command::drop() {
   for (Storage* s : held) s->release();
   held.clear();
+  callback = nullptr;  // frees what it holds (a Plan) before the command counts as done
 }
 
 Plan::~Plan() {

@@ -147,7 +147,12 @@ function load(): Addon {
       tried.push(`${path}: ${(error as Error).message}`);
       continue;
     }
-    const found = loaded.setup(i32, f64);
+    let found: number;
+    try {
+      found = loaded.setup(i32, f64);
+    } catch (error) {
+      return rethrow(error); // LLM_CPU_ISA or LLM_NUM_THREADS is wrong
+    }
     if (found !== abi) {
       tried.push(`${path}: built from another op table (${found}, this package needs ${abi})`);
       continue;

@@ -6,72 +6,7 @@ import type { Tensor } from "../tensor.js";
 /** Must equal what the addon reports. */
 export const abi = -116265568;
 
-export const opNames: readonly string[] = [
-  "add",
-  "sub",
-  "mul",
-  "scale",
-  "axpy",
-  "mul_scalar_tensor",
-  "fill",
-  "copy",
-  "cast",
-  "contiguous",
-  "transpose",
-  "concat_rows",
-  "concat_cols",
-  "gather_rows",
-  "sum",
-  "sum_rows",
-  "mean_abs_cols",
-  "max_abs_cols",
-  "mse",
-  "mul_cols",
-  "silu",
-  "silu_bwd",
-  "softmax",
-  "log_softmax",
-  "argmax",
-  "topk",
-  "fill_normal",
-  "fill_uniform",
-  "dropout",
-  "matmul",
-  "matmul_acc",
-  "embedding",
-  "embedding_bwd",
-  "rms_norm",
-  "add_rms_norm",
-  "rms_norm_bwd",
-  "rope",
-  "swiglu",
-  "swiglu_bwd",
-  "attention",
-  "attention_bwd",
-  "cross_entropy",
-  "cross_entropy_inplace",
-  "distill_inplace",
-  "token_logprobs",
-  "global_norm",
-  "clip_coefficient",
-  "adamw",
-  "sgd",
-  "quantize_w4",
-  "dequantize_w4",
-  "repack_w4",
-  "linear_w4",
-  "quantize_q8",
-  "dequantize_q8",
-  "repack_q8",
-  "linear_q8",
-  "quantize_nf4",
-  "dequantize_nf4",
-  "awq_clip_search",
-  "kv_append",
-  "paged_attention",
-  "apply_penalties",
-  "sample",
-];
+export const opNames: readonly string[] = ["add","sub","mul","scale","axpy","mul_scalar_tensor","fill","copy","cast","contiguous","transpose","concat_rows","concat_cols","gather_rows","sum","sum_rows","mean_abs_cols","max_abs_cols","mse","mul_cols","silu","silu_bwd","softmax","log_softmax","argmax","topk","fill_normal","fill_uniform","dropout","matmul","matmul_acc","embedding","embedding_bwd","rms_norm","add_rms_norm","rms_norm_bwd","rope","swiglu","swiglu_bwd","attention","attention_bwd","cross_entropy","cross_entropy_inplace","distill_inplace","token_logprobs","global_norm","clip_coefficient","adamw","sgd","quantize_w4","dequantize_w4","repack_w4","linear_w4","quantize_q8","dequantize_q8","repack_q8","linear_q8","quantize_nf4","dequantize_nf4","awq_clip_search","kv_append","paged_attention","apply_penalties","sample"];
 
 /** y = a + b; b may be [N] against a [.., N], or one element */
 export function add(a: Tensor, b: Tensor): Tensor {
@@ -219,27 +154,12 @@ export function dropout(x: Tensor, p: number, seed: number, stream: number): Ten
 }
 
 /** y = op(a) op(b) + bias; op(a) [M, K], op(b) [K, N]; f32 accumulation; dtype = that of y */
-export function matmul(
-  a: Tensor,
-  b: Tensor,
-  bias: Tensor | null,
-  transA: number,
-  transB: number,
-  dtype: number,
-): Tensor {
+export function matmul(a: Tensor, b: Tensor, bias: Tensor | null, transA: number, transB: number, dtype: number): Tensor {
   return submit(29, [a, b, bias], [transA, transB, dtype])[0]!;
 }
 
 /** c = alpha op(a) op(b) + beta c, in place */
-export function matmulAcc(
-  c: Tensor,
-  a: Tensor,
-  b: Tensor,
-  transA: number,
-  transB: number,
-  alpha: number,
-  beta: number,
-): void {
+export function matmulAcc(c: Tensor, a: Tensor, b: Tensor, transA: number, transB: number, alpha: number, beta: number): void {
   submit(30, [c, a, b], [transA, transB, alpha, beta]);
 }
 
@@ -259,24 +179,12 @@ export function rmsNorm(x: Tensor, weight: Tensor, eps: number): [y: Tensor, rst
 }
 
 /** sum = x + residual; y = rms_norm(sum) */
-export function addRmsNorm(
-  x: Tensor,
-  residual: Tensor,
-  weight: Tensor,
-  eps: number,
-): [y: Tensor, sum: Tensor, rstd: Tensor] {
+export function addRmsNorm(x: Tensor, residual: Tensor, weight: Tensor, eps: number): [y: Tensor, sum: Tensor, rstd: Tensor] {
   return submit(34, [x, residual, weight], [eps]) as [Tensor, Tensor, Tensor];
 }
 
 /** dx (+ dsum); dweight f32 [C] (zeros [1] when not needed) */
-export function rmsNormBwd(
-  dy: Tensor,
-  x: Tensor,
-  weight: Tensor,
-  rstd: Tensor,
-  dsum: Tensor | null,
-  needDweight: number,
-): [dx: Tensor, dweight: Tensor] {
+export function rmsNormBwd(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dsum: Tensor | null, needDweight: number): [dx: Tensor, dweight: Tensor] {
   return submit(35, [dy, x, weight, rstd, dsum], [needDweight]) as [Tensor, Tensor];
 }
 
@@ -296,33 +204,12 @@ export function swigluBwd(dy: Tensor, x: Tensor): Tensor {
 }
 
 /** packed sequences: q [Tq, H, D], k, v [Tk, K, D], boundaries i32 [B+1]; o [Tq, H, D], lse f32 [H, Tq]; causal aligns the ends of each sequence */
-export function attention(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  cuQ: Tensor,
-  cuK: Tensor,
-  scale: number,
-  causal: number,
-  window: number,
-): [o: Tensor, lse: Tensor] {
+export function attention(q: Tensor, k: Tensor, v: Tensor, cuQ: Tensor, cuK: Tensor, scale: number, causal: number, window: number): [o: Tensor, lse: Tensor] {
   return submit(39, [q, k, v, cuQ, cuK], [scale, causal, window]) as [Tensor, Tensor];
 }
 
 /** Gradient of attention. */
-export function attentionBwd(
-  dO: Tensor,
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  o: Tensor,
-  lse: Tensor,
-  cuQ: Tensor,
-  cuK: Tensor,
-  scale: number,
-  causal: number,
-  window: number,
-): [dq: Tensor, dk: Tensor, dv: Tensor] {
+export function attentionBwd(dO: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, cuQ: Tensor, cuK: Tensor, scale: number, causal: number, window: number): [dq: Tensor, dk: Tensor, dv: Tensor] {
   return submit(40, [dO, q, k, v, o, lse, cuQ, cuK], [scale, causal, window]) as [Tensor, Tensor, Tensor];
 }
 
@@ -337,16 +224,7 @@ export function crossEntropyInplace(logits: Tensor, labels: Tensor, weights: Ten
 }
 
 /** student becomes d(alpha T^2 KL + (1-alpha) CE)/dlogits; kind 0 forward KL, 1 reverse KL; hard 0 labels, 1 teacher argmax, f32 [T] each; both already weighted */
-export function distillInplace(
-  student: Tensor,
-  teacher: Tensor,
-  labels: Tensor,
-  weights: Tensor | null,
-  temperature: number,
-  alpha: number,
-  kind: number,
-  hard: number,
-): [kl: Tensor, ce: Tensor] {
+export function distillInplace(student: Tensor, teacher: Tensor, labels: Tensor, weights: Tensor | null, temperature: number, alpha: number, kind: number, hard: number): [kl: Tensor, ce: Tensor] {
   return submit(43, [student, teacher, labels, weights], [temperature, alpha, kind, hard]) as [Tensor, Tensor];
 }
 
@@ -366,27 +244,12 @@ export function clipCoefficient(norm: Tensor, maxNorm: number, scale: number): T
 }
 
 /** one parameter: hyper f32 [7]: lr beta1 beta2 eps weight_decay 1-beta1^t 1-beta2^t; g is multiplied by coefficient[0] */
-export function adamw(
-  hyper: Tensor,
-  coefficient: Tensor,
-  p: Tensor,
-  g: Tensor,
-  m: Tensor,
-  v: Tensor,
-  master: Tensor | null,
-): void {
+export function adamw(hyper: Tensor, coefficient: Tensor, p: Tensor, g: Tensor, m: Tensor, v: Tensor, master: Tensor | null): void {
   submit(47, [hyper, coefficient, p, g, m, v, master], []);
 }
 
 /** hyper f32 [3]: lr momentum weight_decay */
-export function sgd(
-  hyper: Tensor,
-  coefficient: Tensor,
-  p: Tensor,
-  g: Tensor,
-  m: Tensor | null,
-  master: Tensor | null,
-): void {
+export function sgd(hyper: Tensor, coefficient: Tensor, p: Tensor, g: Tensor, m: Tensor | null, master: Tensor | null): void {
   submit(48, [hyper, coefficient, p, g, m, master], []);
 }
 
@@ -406,15 +269,7 @@ export function repackW4(q: Tensor, scales: Tensor, zeros: Tensor, group: number
 }
 
 /** y = x w^T + bias; mode 0 exact (dequantized f32), 1 int8 activations */
-export function linearW4(
-  x: Tensor,
-  packed: Tensor,
-  bias: Tensor | null,
-  n: number,
-  c: number,
-  group: number,
-  mode: number,
-): Tensor {
+export function linearW4(x: Tensor, packed: Tensor, bias: Tensor | null, n: number, c: number, group: number, mode: number): Tensor {
   return submit(52, [x, packed, bias], [n, c, group, mode])[0]!;
 }
 
@@ -434,15 +289,7 @@ export function repackQ8(q: Tensor, scales: Tensor, group: number): Tensor {
 }
 
 /** Gradient of linear_q8. */
-export function linearQ8(
-  x: Tensor,
-  packed: Tensor,
-  bias: Tensor | null,
-  n: number,
-  c: number,
-  group: number,
-  mode: number,
-): Tensor {
+export function linearQ8(x: Tensor, packed: Tensor, bias: Tensor | null, n: number, c: number, group: number, mode: number): Tensor {
   return submit(56, [x, packed, bias], [n, c, group, mode])[0]!;
 }
 
@@ -452,14 +299,7 @@ export function quantizeNf4(x: Tensor, block: number): [q: Tensor, absmax: Tenso
 }
 
 /** Gradient of dequantize_nf4. */
-export function dequantizeNf4(
-  q: Tensor,
-  absmax: Tensor,
-  block: number,
-  dtype: number,
-  rows: number,
-  cols: number,
-): Tensor {
+export function dequantizeNf4(q: Tensor, absmax: Tensor, block: number, dtype: number, rows: number, cols: number): Tensor {
   return submit(58, [q, absmax], [block, dtype, rows, cols])[0]!;
 }
 
@@ -474,29 +314,12 @@ export function kvAppend(cache: Tensor, scales: Tensor | null, x: Tensor, slots:
 }
 
 /** block_table i32 [B, M], kv_lengths i32 [B] including this step's tokens */
-export function pagedAttention(
-  q: Tensor,
-  kCache: Tensor,
-  vCache: Tensor,
-  kScales: Tensor | null,
-  vScales: Tensor | null,
-  blockTable: Tensor,
-  cuQ: Tensor,
-  kvLengths: Tensor,
-  scale: number,
-  window: number,
-): Tensor {
+export function pagedAttention(q: Tensor, kCache: Tensor, vCache: Tensor, kScales: Tensor | null, vScales: Tensor | null, blockTable: Tensor, cuQ: Tensor, kvLengths: Tensor, scale: number, window: number): Tensor {
   return submit(61, [q, kCache, vCache, kScales, vScales, blockTable, cuQ, kvLengths], [scale, window])[0]!;
 }
 
 /** history i32 [B, L] prompt then output; params f32 [B, 8]: temperature top_k top_p min_p repetition presence frequency - */
-export function applyPenalties(
-  logits: Tensor,
-  history: Tensor,
-  historyLengths: Tensor,
-  promptLengths: Tensor,
-  params: Tensor,
-): void {
+export function applyPenalties(logits: Tensor, history: Tensor, historyLengths: Tensor, promptLengths: Tensor, params: Tensor): void {
   submit(62, [logits, history, historyLengths, promptLengths, params], []);
 }
 

@@ -90,7 +90,7 @@ function send(response: ServerResponse, request: IncomingMessage, name: string):
     ...(begin > 0 ? { "content-range": `bytes ${said}-${content.length - 1}/${content.length}` } : {}),
   });
   if (fault !== undefined && "cutAfter" in fault) {
-    response.write(part.subarray(0, fault.cutAfter), () => setTimeout(() => response.destroy(), 20));
+    response.write(part.subarray(0, fault.cutAfter), () => setTimeout(() => response.destroy(), 300));
     return;
   }
   running++;

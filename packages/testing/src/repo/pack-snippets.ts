@@ -40,7 +40,7 @@ export const packSnippets: Readonly<Record<string, string>> = {
   `,
   "@llm/serve": `
     assert.equal(m.createClient({ baseUrl: "http://127.0.0.1:1/v1" }).baseUrl, "http://127.0.0.1:1");
-    assert.throws(() => new m.Scheduler({ blockCount: 0 }));
+    assert.throws(() => new m.Scheduler({ blockCount: 0, maxSequenceTokens: 1 }));
   `,
   "@llm/cli": `
     assert.deepEqual(m.defineConfig({ model: "./model" }), { model: "./model" });
