@@ -60,7 +60,9 @@ describe("the op cases, bundled into one file", () => {
     expect(refused({ LLM_CPU_ISA: "sse9" })).toContain(
       'LLM_CPU_ISA must be scalar, avx2, avx512 or avx512bf16, got "sse9"',
     );
-    expect(refused({ LLM_NUM_THREADS: "many" })).toContain('OptionsError: [threads] LLM_NUM_THREADS must be an integer from 1 to 1024, got "many"');
+    expect(refused({ LLM_NUM_THREADS: "many" })).toContain(
+      'OptionsError: [threads] LLM_NUM_THREADS must be an integer from 1 to 1024, got "many"',
+    );
     expect(refused({ LLM_NATIVE: "/nowhere/llm.node" })).toMatch(/\/nowhere\/llm\.node: no such file/);
   });
 
@@ -71,7 +73,7 @@ describe("the op cases, bundled into one file", () => {
       const script = fileURLToPath(new URL("../../../native/scripts/sanitize.mjs", import.meta.url));
       const { status, stdout, stderr } = spawnSync(process.execPath, [script], { encoding: "utf8" });
       expect(`${stdout}\n${stderr}`).toMatch(/\d+ passed, 0 failed/);
-      expect(status).toBe(0);
+      expect(status, `${stdout}\n${stderr}`).toBe(0);
     },
   );
 });
