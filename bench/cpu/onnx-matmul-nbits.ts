@@ -54,7 +54,8 @@ export function matMulNBitsModel(
   const initializers: Uint8Array[] = [];
   const outputs: Uint8Array[] = [];
   for (let i = 0; i < count; i++) {
-    const q = Uint8Array.from({ length: (N * K) / 2 }, (_, j) => (j * 37 + i * 11) & 255);
+    const q = new Uint8Array((N * K) / 2);
+    for (let j = 0; j < q.length; j++) q[j] = (j * 37 + i * 11) & 255;
     const scales = new Float32Array(N * groups).fill(0.01);
     const zeros = new Uint8Array((N * groups) / 2).fill(0x88);
     initializers.push(

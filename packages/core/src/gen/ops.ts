@@ -113,7 +113,7 @@ export function silu(x: Tensor): Tensor {
   return submit(20, [x], [])[0]!;
 }
 
-/** Gradient of silu. */
+/** gradient of silu */
 export function siluBwd(dy: Tensor, x: Tensor): Tensor {
   return submit(21, [dy, x], [])[0]!;
 }
@@ -258,7 +258,7 @@ export function quantizeW4(w: Tensor, group: number, symmetric: number): [q: Ten
   return submit(49, [w], [group, symmetric]) as [Tensor, Tensor, Tensor];
 }
 
-/** Gradient of dequantize_w4. */
+/** [N, C] */
 export function dequantizeW4(q: Tensor, scales: Tensor, zeros: Tensor, group: number, dtype: number): Tensor {
   return submit(50, [q, scales, zeros], [group, dtype])[0]!;
 }
@@ -268,7 +268,7 @@ export function repackW4(q: Tensor, scales: Tensor, zeros: Tensor, group: number
   return submit(51, [q, scales, zeros], [group])[0]!;
 }
 
-/** y = x w^T + bias; mode 0 exact (dequantized f32), 1 int8 activations */
+/** y = x w^T + bias; mode 0 exact (dequantized f32), 1 int8 activations in blocks of 32 */
 export function linearW4(x: Tensor, packed: Tensor, bias: Tensor | null, n: number, c: number, group: number, mode: number): Tensor {
   return submit(52, [x, packed, bias], [n, c, group, mode])[0]!;
 }
@@ -278,17 +278,17 @@ export function quantizeQ8(w: Tensor, group: number): [q: Tensor, scales: Tensor
   return submit(53, [w], [group]) as [Tensor, Tensor];
 }
 
-/** Gradient of dequantize_q8. */
+/** w = q * scale, [N, C] */
 export function dequantizeQ8(q: Tensor, scales: Tensor, group: number, dtype: number): Tensor {
   return submit(54, [q, scales], [group, dtype])[0]!;
 }
 
-/** Gradient of repack_q8. */
+/** opaque layout of this device's kernel, u8 [bytes] */
 export function repackQ8(q: Tensor, scales: Tensor, group: number): Tensor {
   return submit(55, [q, scales], [group])[0]!;
 }
 
-/** Gradient of linear_q8. */
+/** y = x w^T + bias; modes as in linear_w4 */
 export function linearQ8(x: Tensor, packed: Tensor, bias: Tensor | null, n: number, c: number, group: number, mode: number): Tensor {
   return submit(56, [x, packed, bias], [n, c, group, mode])[0]!;
 }
@@ -298,7 +298,7 @@ export function quantizeNf4(x: Tensor, block: number): [q: Tensor, absmax: Tenso
   return submit(57, [x], [block]) as [Tensor, Tensor];
 }
 
-/** Gradient of dequantize_nf4. */
+/** [rows, cols] */
 export function dequantizeNf4(q: Tensor, absmax: Tensor, block: number, dtype: number, rows: number, cols: number): Tensor {
   return submit(58, [q, absmax], [block, dtype, rows, cols])[0]!;
 }
