@@ -3,11 +3,14 @@
 #include <node_api.h>
 
 #include <atomic>
+#include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/submit.h"
@@ -21,11 +24,13 @@ namespace {
 
 using namespace llm;
 
-constexpr int kIntsPerOutput = 3 + kMaxDims;  // handle, dtype, ndim, shape
+constexpr int kIntsPerOutput = 4 + kMaxDims;  // handle, dtype, device, ndim, shape
 
-// Where fences settle their promises. Outlives its JavaScript thread for as long as a queued fence refers to it.
+// Where asynchronous reads settle their promises. Outlives its JavaScript thread for as long as a queued read refers to it.
 struct Settle {
   std::mutex mutex;
+  std::condition_variable settled;
+  int waiting = 0;  // reads that still write into this thread's buffers
   napi_threadsafe_function function = nullptr;  // null once the thread ends
 };
 
@@ -140,6 +145,11 @@ DType dtype_of(int32_t code) {
 
 Tag tag_of(int32_t code) { return code >= 0 && code < kTags ? static_cast<Tag>(code) : Tag::other; }
 
+Device device_of(int32_t code) {
+  if (code < 0 || code >= kDevices) throw Error(Code::device, "[device] unknown device code " + std::to_string(code));
+  return static_cast<Device>(code);
+}
+
 int read_shape(const Instance& self, int32_t ndim, int64_t* shape) {
   if (ndim < 0 || ndim > kMaxDims) throw Error(Code::shape, "[tensor] at most 6 dimensions, got " + std::to_string(ndim));
   for (int i = 0; i < ndim; i++) shape[i] = self.i32[i];
@@ -168,8 +178,9 @@ napi_value submit_op(napi_env env, Instance& self, const Args& a) {
   for (const Output& o : outputs) {
     to[0] = static_cast<int32_t>(o.handle);
     to[1] = static_cast<int32_t>(o.view.dtype);
-    to[2] = o.view.ndim;
-    for (int d = 0; d < o.view.ndim; d++) to[3 + d] = static_cast<int32_t>(o.view.shape[d]);
+    to[2] = static_cast<int32_t>(o.device);
+    to[3] = o.view.ndim;
+    for (int d = 0; d < o.view.ndim; d++) to[4 + d] = static_cast<int32_t>(o.view.shape[d]);
     to += kIntsPerOutput;
   }
   return integer(env, static_cast<int32_t>(outputs.size()));
@@ -178,7 +189,7 @@ napi_value submit_op(napi_env env, Instance& self, const Args& a) {
 napi_value empty(napi_env env, Instance& self, const Args& a) {
   int64_t shape[kMaxDims];
   const int ndim = read_shape(self, a.i32(1), shape);
-  return integer(env, static_cast<int32_t>(tensor_empty(dtype_of(a.i32(0)), shape, ndim, tag_of(a.i32(2)))));
+  return integer(env, static_cast<int32_t>(tensor_empty(dtype_of(a.i32(0)), shape, ndim, tag_of(a.i32(2)), device_of(a.i32(3)))));
 }
 
 napi_value map(napi_env env, Instance& self, const Args& a) {  // path, offset, bytes, dtype, ndim, tag
@@ -246,37 +257,77 @@ napi_value read(napi_env, Instance&, const Args& a) {
   return nullptr;
 }
 
+napi_value to(napi_env env, Instance&, const Args& a) {  // handle, device, tag
+  return integer(env, static_cast<int32_t>(tensor_to(static_cast<Handle>(a.i32(0)), device_of(a.i32(1)), tag_of(a.i32(2)))));
+}
+
 napi_value wait(napi_env, Instance&, const Args&) {
   wait_all();
   return nullptr;
 }
 
+// What a promise waits for; `buffer` keeps the memory that is written meanwhile.
+struct Pending {
+  napi_deferred deferred;
+  napi_ref buffer = nullptr;
+};
+
 void settle_on_js(napi_env env, napi_value, void*, void* data) {
-  auto deferred = static_cast<napi_deferred>(data);
+  const std::unique_ptr<Pending> pending(static_cast<Pending*>(data));
   if (!env) return;  // the environment is shutting down
   Instance& self = instance(env);
   napi_value undefined;
   napi_get_undefined(env, &undefined);
-  napi_resolve_deferred(env, deferred, undefined);
+  napi_resolve_deferred(env, pending->deferred, undefined);
+  if (pending->buffer) napi_delete_reference(env, pending->buffer);
   if (--self.pending == 0) napi_unref_threadsafe_function(env, self.settle->function);
 }
 
-// A promise that resolves when everything queued so far has run.
-napi_value fence_promise(napi_env env, Instance& self, const Args&) {
-  if (plan_recording()) throw Error(Code::plan, "[read] values cannot be read while a Plan is recorded");
-  napi_deferred deferred;
-  napi_value promise;
-  napi_create_promise(env, &deferred, &promise);
+// A promise, and the function that resolves it from any thread.
+std::function<void()> promise_to_settle(napi_env env, Instance& self, Pending* pending, napi_value* promise) {
+  napi_create_promise(env, &pending->deferred, promise);
   if (self.pending++ == 0) napi_ref_threadsafe_function(env, self.settle->function);
-  fence([settle = self.settle, deferred] {
+  {
+    std::lock_guard lock(self.settle->mutex);
+    self.settle->waiting++;
+  }
+  return [settle = self.settle, pending] {
     std::lock_guard lock(settle->mutex);
-    if (settle->function) napi_call_threadsafe_function(settle->function, deferred, napi_tsfn_nonblocking);
-  });
+    if (--settle->waiting == 0) settle->settled.notify_all();
+    if (settle->function) napi_call_threadsafe_function(settle->function, pending, napi_tsfn_nonblocking);
+  };
+}
+
+// A promise that resolves when the tensor's bytes are in the buffer, or an error is pending: pending() throws it.
+napi_value read_async(napi_env env, Instance& self, const Args& a) {
+  int64_t size = 0;
+  char* data = a.bytes(1, size);
+  const Handle h = static_cast<Handle>(a.i32(0));
+  auto* pending = new Pending;
+  napi_value promise;
+  napi_create_reference(env, a.v[1], 1, &pending->buffer);
+  auto settle = promise_to_settle(env, self, pending, &promise);
+  try {
+    tensor_read_then(h, data, size, settle);
+  } catch (...) {
+    settle();
+    throw;
+  }
   return promise;
 }
 
-napi_value memory(napi_env env, Instance&, const Args&) {
-  const MemoryStats s = host_pool().stats();
+napi_value pending_error(napi_env, Instance&, const Args&) {
+  throw_pending();
+  return nullptr;
+}
+
+napi_value open(napi_env, Instance&, const Args& a) {  // path of the plugin, card
+  open_device(a.text(0), a.i32(1));
+  return nullptr;
+}
+
+napi_value memory(napi_env env, Instance&, const Args& a) {
+  const MemoryStats s = main_pool(device_of(a.i32(0))).stats();
   napi_value o, tags;
   napi_create_object(env, &o);
   napi_create_object(env, &tags);
@@ -291,12 +342,12 @@ napi_value memory(napi_env env, Instance&, const Args&) {
 }
 
 napi_value memory_limit(napi_env, Instance&, const Args& a) {
-  host_pool().set_limit(static_cast<int64_t>(a.f64(0)));
+  main_pool(device_of(a.i32(0))).set_limit(static_cast<int64_t>(a.f64(1)));
   return nullptr;
 }
 
-napi_value memory_trim(napi_env, Instance&, const Args&) {
-  host_pool().trim();
+napi_value memory_trim(napi_env, Instance&, const Args& a) {
+  main_pool(device_of(a.i32(0))).trim();
   return nullptr;
 }
 
@@ -342,7 +393,53 @@ napi_value doctor(napi_env env, Instance&, const Args&) {
   napi_create_object(env, &kernels);
   for (int op = 0; op < op_count; op++) put(env, kernels, kOps[op].name, string(env, cpu_kernel_variant(op)));
   put(env, o, "kernels", kernels);
+  if (const PluginApi* api = device_api()) {
+    DeviceInfo info{};
+    api->info(&info);
+    uint64_t free_bytes = 0, total = 0;
+    api->memory_info(&free_bytes, &total);
+    napi_value cuda, missing;
+    napi_create_object(env, &cuda);
+    put(env, cuda, "name", string(env, info.name));
+    put(env, cuda, "compute", integer(env, info.compute));
+    put(env, cuda, "multiprocessors", integer(env, info.sms));
+    put(env, cuda, "driver", integer(env, info.driver));
+    put(env, cuda, "runtime", integer(env, info.runtime));
+    put(env, cuda, "memoryBytes", number(env, static_cast<double>(total)));
+    put(env, cuda, "freeBytes", number(env, static_cast<double>(free_bytes)));
+    put(env, cuda, "scratchBytes", number(env, static_cast<double>(api->scratch_bytes())));
+    put(env, cuda, "libraries", string(env, info.libraries));
+    napi_create_array(env, &missing);
+    uint32_t count = 0;
+    for (int op = 0; op < op_count; op++)
+      if (!api->has(op)) napi_set_element(env, missing, count++, string(env, kOps[op].name));
+    put(env, cuda, "missingKernels", missing);
+    put(env, o, "cuda", cuda);
+  }
   return o;
+}
+
+napi_value profile(napi_env, Instance&, const Args& a) {
+  if (!device_api()) throw Error(Code::device, "[profile] no device is open");
+  wait_all();
+  device_api()->profile(a.i32(0));
+  return nullptr;
+}
+
+// Up to the array's length / 3 records as op, start, duration (microseconds); returns how many.
+napi_value profile_read(napi_env env, Instance&, const Args& a) {
+  int64_t size = 0;
+  auto* to = reinterpret_cast<double*>(a.bytes(0, size));
+  if (!device_api()) throw Error(Code::device, "[profile] no device is open");
+  wait_all();
+  std::vector<ProfileRecord> records(static_cast<size_t>(size / 24));
+  const int n = device_api()->profile_read(records.data(), static_cast<int>(records.size()));
+  for (int i = 0; i < n; i++) {
+    to[3 * i] = records[i].op;
+    to[3 * i + 1] = records[i].start_us;
+    to[3 * i + 2] = records[i].us;
+  }
+  return integer(env, n);
 }
 
 void finalize(napi_env, void* data, void*) { delete static_cast<Instance*>(data); }
@@ -351,8 +448,9 @@ void finalize(napi_env, void* data, void*) { delete static_cast<Instance*>(data)
 void end_thread(void* data) {
   auto* self = static_cast<Instance*>(data);
   {
-    std::lock_guard lock(self->settle->mutex);
+    std::unique_lock lock(self->settle->mutex);
     self->settle->function = nullptr;
+    self->settle->settled.wait(lock, [&] { return self->settle->waiting == 0; });
   }
   self->plans.clear();
   forget_owner(self->owner);
@@ -376,10 +474,12 @@ NAPI_MODULE_INIT() {
       {"setup", call<setup>},       {"submit", call<submit_op>},     {"empty", call<empty>},
       {"map", call<map>},           {"view", call<view>},            {"alias", call<alias>},
       {"release", call<release>},   {"write", call<write>},          {"read", call<read>},
-      {"wait", call<wait>},         {"fence", call<fence_promise>},  {"memory", call<memory>},
+      {"wait", call<wait>},         {"memory", call<memory>},
       {"memoryLimit", call<memory_limit>}, {"memoryTrim", call<memory_trim>}, {"runInline", call<run_inline>},
       {"planRecord", call<plan_record>},   {"planStop", call<plan_stop>},     {"planReplay", call<plan_replay>},
       {"planSize", call<plan_size>},       {"planFree", call<plan_free>},     {"doctor", call<doctor>},
+      {"to", call<to>},                    {"readAsync", call<read_async>},   {"pending", call<pending_error>},
+      {"openDevice", call<open>},          {"profile", call<profile>},        {"profileRead", call<profile_read>},
   };
   for (const auto& f : functions) {
     napi_value v;

@@ -35,8 +35,9 @@ std::string human(int64_t bytes) {
   return text;
 }
 
-std::string advice(const MemoryStats& s, int64_t wanted) {
-  std::string text = "[memory] cannot allocate " + human(wanted) + ": " + human(s.live_total) + " in use (";
+std::string advice(Device device, const MemoryStats& s, int64_t wanted) {
+  std::string text = std::string("[memory] cannot allocate ") + human(wanted) + " on " + kDeviceNames[static_cast<int>(device)] + ": " +
+                     human(s.live_total) + " in use (";
   bool first = true;
   for (int i = 0; i < kTags; i++) {
     if (s.live[i] == 0) continue;
@@ -44,10 +45,30 @@ std::string advice(const MemoryStats& s, int64_t wanted) {
     first = false;
   }
   text += "), limit " + (s.limit ? human(s.limit) : std::string("none"));
+  if (s.cached > 0) text += ", idle " + human(s.cached);
   return text + "; turn down batch tokens, maximum length or KV cache size, use activation checkpointing, or quantize the weights";
 }
 
 }  // namespace
+
+void MainPool::set_limit(int64_t bytes) {
+  std::lock_guard lock(mutex_);
+  stats_.limit = bytes;
+}
+
+MemoryStats MainPool::stats() {
+  std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void MainPool::count(Tag tag, int64_t bytes) {
+  std::lock_guard lock(mutex_);
+  stats_.live[static_cast<int>(tag)] += bytes;
+  stats_.live_total += bytes;
+  if (stats_.live_total > stats_.peak) stats_.peak = stats_.live_total;
+}
+
+void MainPool::out_of_memory(int64_t wanted) const { throw Error(Code::out_of_memory, advice(device, stats_, wanted)); }
 
 void* HostPool::allocate(int64_t bytes) {
   const int64_t size = size_class(bytes);
@@ -65,7 +86,7 @@ void* HostPool::allocate(int64_t bytes) {
     free_all(lock);
     block = std::aligned_alloc(64, size);
   }
-  if (!block) throw Error(Code::out_of_memory, advice(stats_, bytes));
+  if (!block) out_of_memory(bytes);
   return block;
 }
 
@@ -107,32 +128,26 @@ void HostPool::trim() {
   free_all(lock);
 }
 
-void HostPool::set_limit(int64_t bytes) {
-  std::lock_guard lock(mutex_);
-  stats_.limit = bytes;
-}
-
-MemoryStats HostPool::stats() {
-  std::lock_guard lock(mutex_);
-  return stats_;
-}
-
-void HostPool::count(Tag tag, int64_t bytes) {
-  std::lock_guard lock(mutex_);
-  stats_.live[static_cast<int>(tag)] += bytes;
-  stats_.live_total += bytes;
-  if (stats_.live_total > stats_.peak) stats_.peak = stats_.live_total;
-}
-
 HostPool& host_pool() {
   static HostPool* pool = new HostPool;  // never destroyed: storages may outlive static destruction
   return *pool;
 }
 
+static std::atomic<MainPool*> device_pool{nullptr};
+
+void set_main_pool(Device, MainPool* pool) { device_pool.store(pool, std::memory_order_release); }
+
+MainPool& main_pool(Device device) {
+  if (device == Device::cpu) return host_pool();
+  MainPool* pool = device_pool.load(std::memory_order_acquire);
+  if (!pool) throw Error(Code::device, "[device] cuda was not opened");
+  return *pool;
+}
+
 PlanPool::~PlanPool() {
   for (auto& [block, size] : blocks_) {
-    host_pool().count(Tag::workspace, -size);
-    host_pool().release(const_cast<void*>(block), size);
+    base_.count(Tag::workspace, -size);
+    base_.release(const_cast<void*>(block), size);
   }
 }
 
@@ -145,9 +160,9 @@ void* PlanPool::allocate(int64_t bytes) {
     free_.erase(it);
     return block;
   }
-  void* block = host_pool().allocate(bytes);
+  void* block = base_.allocate(bytes);
   blocks_[block] = bytes;
-  host_pool().count(Tag::workspace, bytes);
+  base_.count(Tag::workspace, bytes);
   return block;
 }
 
@@ -156,17 +171,15 @@ void PlanPool::release(void* block, int64_t) {
   free_.emplace(blocks_[block], block);
 }
 
-bool PlanPool::owns(const void* block) const {
-  std::lock_guard lock(mutex_);
-  return blocks_.count(block) > 0;
-}
-
 // A Plan's pool counts its own blocks: they stay in use when the tensors of the recording are gone.
-static bool counted(const Pool* pool) { return pool == nullptr || pool == &host_pool(); }
+static void count_storage(const Pool* pool, Tag tag, int64_t bytes) {
+  if (!pool) host_pool().count(tag, bytes);
+  else if (pool->is_main()) static_cast<MainPool*>(const_cast<Pool*>(pool))->count(tag, bytes);
+}
 
 void Storage::release() {
   if (refs.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  if (counted(pool)) host_pool().count(tag, -bytes);
+  count_storage(pool, tag, -bytes);
   if (pool) pool->release(data, bytes);
   delete this;
 }
@@ -183,7 +196,7 @@ Storage* allocate_storage(int64_t bytes, Tag tag, Pool* pool, std::shared_ptr<vo
   s->tag = tag;
   s->pool = pool;
   s->owner = std::move(owner);
-  if (counted(pool)) host_pool().count(tag, bytes);
+  count_storage(pool, tag, bytes);
   return s;
 }
 

@@ -1,4 +1,4 @@
-// Memory: blocks come from a pool (host allocator with a cache, or a Plan's private pool), are owned by a Storage and freed when
+// Memory: blocks come from a pool (a device's main pool, or a Plan's private pool on top of it), are owned by a Storage and freed when
 // its last reference goes. Counters by tag feed memory() and the out-of-memory message.
 #pragma once
 #include <atomic>
@@ -27,23 +27,45 @@ struct MemoryStats {
 // back to the system only after those have run.
 extern std::atomic<uint64_t> commands_pushed, commands_done;
 
+// Where memory is: the host, or the device of the plugin that was opened.
+enum class Device : uint8_t { cpu, cuda };
+constexpr int kDevices = 2;
+constexpr const char* kDeviceNames[kDevices] = {"cpu", "cuda"};
+
 // Where blocks come from. Thread-safe.
 class Pool {
  public:
+  explicit Pool(Device d) : device(d) {}
   virtual ~Pool() = default;
   virtual void* allocate(int64_t bytes) = 0;  // 64-byte aligned; throws Error(out_of_memory)
   virtual void release(void* block, int64_t bytes) = 0;
+  virtual bool is_main() const { return false; }
+  const Device device;
 };
 
-// Size-class cache over aligned_alloc: keeps freed blocks for the next step instead of paying page faults again.
-class HostPool : public Pool {
+// A device's own pool: counts what is in use by tag and holds it under a limit.
+class MainPool : public Pool {
  public:
-  void* allocate(int64_t bytes) override;
-  void release(void* block, int64_t bytes) override;
-  void trim();  // gives all cached blocks back to the system, after the queue has run
+  using Pool::Pool;
+  bool is_main() const override { return true; }
+  virtual void trim() = 0;  // gives all idle memory back to the system, after the queue has run
   void set_limit(int64_t bytes);
   MemoryStats stats();
   void count(Tag tag, int64_t bytes);  // bytes < 0 = freed
+
+ protected:
+  [[noreturn]] void out_of_memory(int64_t wanted) const;  // with mutex_ held
+  std::mutex mutex_;
+  MemoryStats stats_;
+};
+
+// Size-class cache over aligned_alloc: keeps freed blocks for the next step instead of paying page faults again.
+class HostPool : public MainPool {
+ public:
+  HostPool() : MainPool(Device::cpu) {}
+  void* allocate(int64_t bytes) override;
+  void release(void* block, int64_t bytes) override;
+  void trim() override;
 
  private:
   void free_all(std::unique_lock<std::mutex>& lock);
@@ -52,25 +74,26 @@ class HostPool : public Pool {
     void* block;
     uint64_t after;  // commands that must have run before it is freed
   };
-  std::mutex mutex_;
   std::unordered_map<int64_t, std::vector<void*>> free_;
   std::deque<Doomed> doomed_;
-  MemoryStats stats_;
 };
 
 HostPool& host_pool();
+MainPool& main_pool(Device device);                 // throws Error(device) when that device was not opened
+void set_main_pool(Device device, MainPool* pool);  // once, when a plugin is opened
 
 // A Plan's private memory: freed blocks are reused by later commands of the same recording and live as long as the Plan. Counted as
 // workspace, whole blocks for as long as the Plan lives.
 class PlanPool : public Pool {
  public:
+  explicit PlanPool(MainPool& base) : Pool(base.device), base_(base) {}
   ~PlanPool() override;
   void* allocate(int64_t bytes) override;
   void release(void* block, int64_t bytes) override;
-  bool owns(const void* block) const;
 
  private:
-  mutable std::mutex mutex_;
+  MainPool& base_;
+  std::mutex mutex_;
   std::multimap<int64_t, void*> free_;
   std::unordered_map<const void*, int64_t> blocks_;  // address -> true size
 };
@@ -85,6 +108,7 @@ struct Storage {
   Pool* pool = nullptr;
   std::shared_ptr<void> owner;  // keeps the pool (Plan) or the file mapping alive
 
+  Device device() const { return pool ? pool->device : Device::cpu; }
   void retain() { refs.fetch_add(1, std::memory_order_relaxed); }
   void release();
 };

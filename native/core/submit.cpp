@@ -2,12 +2,11 @@
 
 #include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <mutex>
-#include <thread>
-#include <unordered_map>
 
+#include "core/device.h"
 #include "core/error.h"
+#include "core/executor.h"
 #include "cpu/register.h"
 #include "gen/ops.h"
 
@@ -142,22 +141,31 @@ void Infer::expect_attr(bool ok, const std::string& expected) const {
 
 // ---- commands ----
 
-void Command::run(std::string& error) const {
-  if (op < 0) {
-    callback();
-    return;
-  }
+void Command::execute() const {
+  if (op < 0) return callback();
   std::vector<View> views = out;
-  KernelArgs args{in.data(), static_cast<int>(in.size()), views.data(), static_cast<int>(views.size()), attr.data(),
-                  static_cast<int>(attr.size())};
+  const KernelArgs args{in.data(), static_cast<int>(in.size()), views.data(), static_cast<int>(views.size()), attr.data(),
+                        static_cast<int>(attr.size())};
+  if (device == Device::cuda) return device_run(op, args);
   const char* fault;
   try {
-    fault = kernel(args);
-  } catch (const std::exception& e) {  // scratch memory of a kernel may run out
-    if (error.empty()) error = std::string("[") + kOps[op].name + "] " + e.what();
-    return;
+    fault = cpu_kernel(op)(args);
+  } catch (const std::bad_alloc&) {
+    throw Error(Code::out_of_memory, std::string("[") + kOps[op].name + "] the host has no room for scratch memory");
+  } catch (const Error& e) {  // scratch memory of a kernel may run out
+    throw Error(e.code, std::string("[") + kOps[op].name + "] " + e.what());
   }
-  if (fault && error.empty()) error = std::string("[") + kOps[op].name + "] " + fault;
+  if (fault) throw Error(Code::numeric, std::string("[") + kOps[op].name + "] " + fault);
+}
+
+void Command::run() const noexcept {
+  try {
+    execute();
+  } catch (const Error& e) {
+    executor().note_error(owner, e.code, e.what());
+  } catch (const std::exception& e) {
+    executor().note_error(owner, Code::internal, e.what());
+  }
 }
 
 void Command::drop() {
@@ -166,130 +174,42 @@ void Command::drop() {
   callback = nullptr;  // frees what it holds (a Plan) before the command counts as done
 }
 
+Plan::Plan() = default;
+
 Plan::~Plan() {
   for (Command& c : commands) c.drop();
 }
 
-// ---- the executor: one thread, first in first out ----
+void Plan::run() const {
+  if (graph) return graph->run(commands);
+  // One command's bad data does not keep the others from running; the first error counts.
+  std::unique_ptr<Error> first;
+  for (const Command& c : commands) {
+    try {
+      c.execute();
+    } catch (const Error& e) {
+      if (!first) first = std::make_unique<Error>(e);
+    }
+  }
+  if (first) throw *first;
+}
 
 namespace {
 
-constexpr size_t kMaxQueued = 8192;  // bounds how far a host that never waits runs ahead
-
-class Executor {
- public:
-  // Queues the command and returns its sequence number.
-  uint64_t push(Command&& c) {
-    std::unique_lock lock(mutex_);
-    if (!started_) {
-      started_ = true;
-      std::thread([this] { loop(); }).detach();
-    }
-    room_.wait(lock, [&] { return queue_.size() < kMaxQueued; });
-    const uint64_t seq = ++pushed_;
-    commands_pushed.store(seq, std::memory_order_release);
-    // Pool memory is not held while the command waits: when its last owner lets go of it, the next allocation may take it over,
-    // whose commands come later in this queue. So queued work needs no more memory than work that runs at once.
-    std::vector<Storage*> pooled;
-    auto keep = c.held.begin();
-    for (Storage* s : c.held) {
-      s->last_use.store(seq, std::memory_order_relaxed);
-      if (s->pool == &host_pool()) pooled.push_back(s);
-      else *keep++ = s;
-    }
-    c.held.erase(keep, c.held.end());
-    queue_.push_back(std::move(c));
-    if (sleeping_) wake_.notify_one();
-    lock.unlock();
-    for (Storage* s : pooled) s->release();
-    return seq;
-  }
-
-  void wait(uint64_t seq) {
-    for (int spin = 0; spin < 2000; spin++) {
-      if (done_.load(std::memory_order_acquire) >= seq) return;
-      __builtin_ia32_pause();
-    }
-    std::unique_lock lock(mutex_);
-    finished_.wait(lock, [&] { return done_.load(std::memory_order_acquire) >= seq; });
-  }
-
-  void wait_all() {
-    uint64_t last;
-    {
-      std::lock_guard lock(mutex_);
-      last = pushed_;
-    }
-    wait(last);
-  }
-
-  std::string take_error(uint32_t owner) {
-    std::lock_guard lock(mutex_);
-    const auto found = errors_.find(owner);
-    if (found == errors_.end()) return {};
-    std::string e = std::move(found->second);
-    errors_.erase(found);
-    return e;
-  }
-
-  // The first error of each thread is kept until that thread reads.
-  void note_error(uint32_t owner, const std::string& e) {
-    std::lock_guard lock(mutex_);
-    errors_.emplace(owner, e);
-  }
-
- private:
-  void loop() {
-    for (;;) {
-      Command c;
-      uint64_t seq;
-      if (empty_hint()) {
-        for (int spin = 0; spin < 1500 && empty_hint(); spin++) __builtin_ia32_pause();
-      }
-      {
-        std::unique_lock lock(mutex_);
-        sleeping_ = true;
-        wake_.wait(lock, [&] { return !queue_.empty(); });
-        sleeping_ = false;
-        c = std::move(queue_.front());
-        queue_.pop_front();
-        seq = ++taken_;
-        if (queue_.size() == kMaxQueued - 1) room_.notify_all();
-      }
-      std::string error;
-      c.run(error);
-      c.drop();
-      if (!error.empty()) note_error(c.owner, error);
-      {
-        std::lock_guard lock(mutex_);
-        done_.store(seq, std::memory_order_release);
-        commands_done.store(seq, std::memory_order_release);
-      }
-      finished_.notify_all();
-    }
-  }
-
-  bool empty_hint() {
-    std::lock_guard lock(mutex_);
-    return queue_.empty();
-  }
-
-  std::mutex mutex_;
-  std::condition_variable wake_, room_, finished_;
-  std::deque<Command> queue_;
-  uint64_t pushed_ = 0, taken_ = 0;
-  std::atomic<uint64_t> done_{0};
-  std::unordered_map<uint32_t, std::string> errors_;
-  bool started_ = false, sleeping_ = false;
-};
-
-Executor& executor() {
-  static Executor* e = new Executor;
-  return *e;
-}
-
 std::atomic<bool> inline_mode{false};
 thread_local std::shared_ptr<Plan> recording;
+
+// The Plan that is being recorded takes the device of its first command or tensor.
+void record_on(Device device) {
+  if (!recording->pool) {
+    recording->device = device;
+    recording->pool = std::make_shared<PlanPool>(main_pool(device));
+    if (device != Device::cpu) recording->graph = std::make_unique<DeviceGraph>();
+  } else if (recording->device != device) {
+    throw Error(Code::plan, std::string("[plan] the Plan is recorded on ") + kDeviceNames[static_cast<int>(recording->device)] +
+                                ", but a command works on " + kDeviceNames[static_cast<int>(device)]);
+  }
+}
 
 void hand_on(Command&& c) {
   c.owner = current_owner;
@@ -304,20 +224,14 @@ void hand_on(Command&& c) {
     recording->commands.push_back(std::move(c));
     return;
   }
-  if (inline_mode.load(std::memory_order_relaxed)) {
-    executor().wait_all();
-    std::string error;
-    c.run(error);
-    c.drop();
-    if (!error.empty()) executor().note_error(c.owner, error);
-    return;
-  }
-  executor().push(std::move(c));
+  if (inline_mode.load(std::memory_order_relaxed)) executor().run_here(std::move(c));
+  else executor().push(std::move(c));
 }
 
-Storage* new_storage(int64_t bytes, Tag tag) {
-  if (recording) return allocate_storage(bytes, tag, recording->pool.get(), recording->pool);
-  return allocate_storage(bytes, tag, &host_pool(), nullptr);
+Storage* new_storage(int64_t bytes, Tag tag, Device device) {
+  if (!recording) return allocate_storage(bytes, tag, &main_pool(device), nullptr);
+  record_on(device);
+  return allocate_storage(bytes, tag, recording->pool.get(), recording->pool);
 }
 
 int64_t view_bytes(const View& v) { return view_numel(v) * static_cast<int64_t>(dtype_bytes(v.dtype)); }
@@ -333,14 +247,25 @@ int64_t new_bytes(const char* what, const View& v) {
   return bytes;
 }
 
-void throw_pending() {
-  const std::string e = take_error();
-  if (!e.empty()) throw Error(Code::numeric, e);
-}
-
 void check_readable(const char* what) {
   if (recording) throw Error(Code::plan, std::string("[") + what + "] values cannot be read or written while a Plan is recorded");
 }
+
+// Something that another thread will announce.
+struct Signal {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool set = false;
+  void announce() {
+    std::lock_guard lock(mutex);
+    set = true;
+    changed.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return set; });
+  }
+};
 
 }  // namespace
 
@@ -353,6 +278,7 @@ std::vector<Output> submit(int op, const Handle* in, int n_in, const double* att
   c.in.resize(n_in);
   c.held.reserve(n_in + spec.n_outputs);
   std::vector<Output> result;
+  bool placed = false;
   try {
     if (n_attr != spec.n_attributes) throw Error(Code::internal, std::string("[") + spec.name + "] wrong number of attributes");
     if (n_in != spec.n_inputs && !(spec.n_inputs == 1 && spec.inputs[0].variadic)) {
@@ -367,6 +293,13 @@ std::vector<Output> submit(int op, const Handle* in, int n_in, const double* att
       Tensor t = table_get(in[i]);
       c.held.push_back(t.storage);
       c.in[i] = t.view;
+      const Device device = t.storage->device();
+      if (placed && device != c.device) {
+        throw Error(Code::device, std::string("[") + spec.name + "] all inputs must be on one device: " + input_name(op, i) + " is on " +
+                                      kDeviceNames[static_cast<int>(device)] + ", those before it on " + kDeviceNames[static_cast<int>(c.device)]);
+      }
+      c.device = device;
+      placed = true;
       const bool fine = is_contiguous(t.view) || (input.strided && is_row_strided(t.view));
       if (fine) continue;
       if (input.mutated || op == op_contiguous) {
@@ -381,27 +314,30 @@ std::vector<Output> submit(int op, const Handle* in, int n_in, const double* att
       c.held.back() = d.storage;
       c.in[i] = d.view;
     }
+    if (recording) record_on(c.device);
+    if (c.device == Device::cuda && !device_api()->has(op)) {
+      throw Error(Code::unsupported, std::string("[") + spec.name + "] has no cuda kernel");
+    }
     Infer infer{op, c.in.data(), n_in, attr, n_attr, {}};
     shape_rule(op)(infer);
     for (View& v : infer.outs) {
-      Storage* s = new_storage(new_bytes(spec.name, v), Tag::activations);
+      Storage* s = new_storage(new_bytes(spec.name, v), Tag::activations, c.device);
       v.data = s->data;
       s->retain();
       c.held.push_back(s);
       c.out.push_back(v);
-      result.push_back({table_insert(s, v), v});
+      result.push_back({table_insert(s, v), v, c.device});
     }
   } catch (...) {
     for (Output& o : result) table_release(o.handle);
     c.drop();
     throw;
   }
-  c.kernel = cpu_kernel(op);
   hand_on(std::move(c));
   return result;
 }
 
-Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag) {
+Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag, Device device) {
   if (ndim < 0 || ndim > kMaxDims) throw Error(Code::shape, "[tensor] at most 6 dimensions, got " + std::to_string(ndim));
   View v;
   v.dtype = dtype;
@@ -412,7 +348,7 @@ Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag) {
   }
   const int64_t bytes = new_bytes("tensor", v);
   fill_strides(v);
-  Storage* s = new_storage(bytes, tag);
+  Storage* s = new_storage(bytes, tag, device);
   v.data = s->data;
   return table_insert(s, v);
 }
@@ -428,26 +364,29 @@ void tensor_write(Handle h, const void* data, int64_t bytes) {
   auto copy = std::make_shared<std::vector<char>>(static_cast<const char*>(data), static_cast<const char*>(data) + bytes);
   char* to = t.view.data;
   Command c;
+  c.device = t.storage->device();
   c.held.push_back(t.storage);
-  c.callback = [copy, to] {
-    if (!copy->empty()) std::memcpy(to, copy->data(), copy->size());
+  c.callback = [copy, to, device = c.device] {
+    if (copy->empty()) return;
+    if (device == Device::cuda) device_upload(to, copy->data(), static_cast<int64_t>(copy->size()));
+    else std::memcpy(to, copy->data(), copy->size());
   };
   hand_on(std::move(c));
 }
 
-void tensor_read(Handle h, void* data, int64_t bytes) {
+void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void()> done) {
   check_readable("tensor.read");
   Tensor t = table_get(h);
   if (!is_contiguous(t.view)) {
     t.storage->release();
-    Output dense = submit(op_contiguous, &h, 1, nullptr, 0)[0];
+    const Handle dense = submit(op_contiguous, &h, 1, nullptr, 0)[0].handle;
     try {
-      tensor_read(dense.handle, data, bytes);
+      tensor_read_then(dense, data, bytes, std::move(done));
     } catch (...) {
-      table_release(dense.handle);
+      table_release(dense);
       throw;
     }
-    table_release(dense.handle);
+    table_release(dense);
     return;
   }
   const int64_t want = view_bytes(t.view);
@@ -455,33 +394,103 @@ void tensor_read(Handle h, void* data, int64_t bytes) {
     t.storage->release();
     throw Error(Code::shape, "[tensor.read] the tensor has " + std::to_string(want) + " bytes, the buffer " + std::to_string(bytes));
   }
+  Command c;
+  c.device = t.storage->device();
+  c.held.push_back(t.storage);
+  c.callback = [to = static_cast<char*>(data), from = t.view.data, bytes, owner = current_owner, device = c.device, done = std::move(done)] {
+    if (device == Device::cuda) return device_download(to, from, bytes, owner, done);
+    if (bytes > 0) std::memcpy(to, from, bytes);
+    done();
+  };
+  hand_on(std::move(c));
+}
+
+void tensor_read(Handle h, void* data, int64_t bytes) {
+  check_readable("tensor.read");
+  const Tensor t = table_get(h);
+  const std::unique_ptr<Storage, void (*)(Storage*)> held(t.storage, [](Storage* s) { s->release(); });
+  if (t.storage->device() != Device::cpu || !is_contiguous(t.view) || view_bytes(t.view) != bytes) {
+    auto signal = std::make_shared<Signal>();
+    tensor_read_then(h, data, bytes, [signal] { signal->announce(); });
+    signal->wait();
+    return throw_pending();
+  }
   // Memory of a Plan is written by whole replays, which only the queue's end marks.
-  if (t.storage->pool && t.storage->pool != &host_pool()) executor().wait_all();
+  if (t.storage->pool && !t.storage->pool->is_main()) executor().wait_all();
   else executor().wait(t.storage->last_use.load(std::memory_order_relaxed));
   if (bytes > 0) std::memcpy(data, t.view.data, bytes);
-  t.storage->release();
   throw_pending();
 }
 
+Handle tensor_to(Handle h, Device device, Tag tag) {
+  check_readable("tensor.to");
+  Tensor t = table_get(h);
+  if (!is_contiguous(t.view)) {
+    t.storage->release();
+    const Handle dense = submit(op_contiguous, &h, 1, nullptr, 0)[0].handle;
+    const Handle moved = tensor_to(dense, device, tag);
+    table_release(dense);
+    return moved;
+  }
+  Handle result;
+  try {
+    result = tensor_empty(t.view.dtype, t.view.shape, t.view.ndim, tag, device);
+  } catch (...) {
+    t.storage->release();
+    throw;
+  }
+  Tensor to = table_get(result);
+  Command c;
+  c.device = device;
+  const Device source = t.storage->device();
+  const char* from = t.view.data;
+  char* target = to.view.data;
+  const int64_t bytes = view_bytes(t.view);
+  c.held.push_back(t.storage);
+  c.held.push_back(to.storage);
+  c.callback = [=, owner = current_owner] {
+    if (bytes == 0) return;
+    if (device == Device::cpu && source == Device::cpu) {
+      std::memcpy(target, from, bytes);
+    } else if (source == Device::cpu) {
+      device_upload(target, from, bytes);
+    } else if (device == Device::cpu) {
+      // Later CPU commands may read the target: the queue waits here.
+      Signal signal;
+      device_download(target, from, bytes, owner, [&] { signal.announce(); });
+      signal.wait();
+    } else {
+      device_copy(target, from, bytes);
+    }
+  };
+  hand_on(std::move(c));
+  return result;
+}
+
 void wait_all() {
+  if (device_api()) {
+    auto signal = std::make_shared<Signal>();
+    Command c;
+    c.callback = [signal, owner = current_owner] { device_download(nullptr, nullptr, 0, owner, [signal] { signal->announce(); }); };
+    executor().push(std::move(c));
+    signal->wait();
+  }
   executor().wait_all();
   throw_pending();
 }
 
-void fence(std::function<void()> callback) {
-  check_readable("fence");
-  Command c;
-  c.callback = std::move(callback);
-  if (inline_mode.load()) c.callback();
-  else executor().push(std::move(c));
+void throw_pending() {
+  Code code;
+  std::string text;
+  if (executor().take_error(current_owner, code, text)) throw Error(code, text);
 }
-
-std::string take_error() { return executor().take_error(current_owner); }
 
 void forget_owner(uint32_t owner) {
   recording.reset();
   table_release_owner(owner);
-  executor().take_error(owner);
+  Code code;
+  std::string text;
+  executor().take_error(owner, code, text);
 }
 
 void set_inline(bool on) {
@@ -504,6 +513,7 @@ bool plan_recording() { return recording != nullptr; }
 void plan_run(const std::shared_ptr<Plan>& plan) {
   check_readable("plan.run");
   Command c;
+  c.device = plan->device;
   // Every storage that the plan writes or reads from outside must wait for this run when it is read.
   for (const Command& inner : plan->commands) {
     for (Storage* s : inner.held) {
@@ -511,11 +521,7 @@ void plan_run(const std::shared_ptr<Plan>& plan) {
       c.held.push_back(s);
     }
   }
-  c.callback = [plan, owner = current_owner] {
-    std::string error;
-    for (const Command& inner : plan->commands) inner.run(error);
-    if (!error.empty()) executor().note_error(owner, error);
-  };
+  c.callback = [plan] { plan->run(); };
   hand_on(std::move(c));
 }
 

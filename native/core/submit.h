@@ -46,7 +46,7 @@ ShapeRule shape_rule(int op);
 struct Command {
   int op = -1;
   uint32_t owner = 0;  // the JavaScript thread that meets its data error
-  Kernel kernel = nullptr;
+  Device device = Device::cpu;
   std::vector<View> in, out;
   std::vector<double> attr;
   std::vector<Storage*> held;     // retained until the command ran (or while its Plan lives)
@@ -55,30 +55,42 @@ struct Command {
   Command() = default;
   Command(Command&&) = default;
   Command& operator=(Command&&) = default;
-  void run(std::string& error) const;
+  void execute() const;        // throws Error, with the op's name
+  void run() const noexcept;   // notes an error for its owner
   void drop();
 };
 
+class DeviceGraph;
+
+// Commands with their own memory. All of one device.
 struct Plan {
-  std::shared_ptr<PlanPool> pool = std::make_shared<PlanPool>();
+  Device device = Device::cpu;
+  std::shared_ptr<PlanPool> pool;  // made with the first allocation
   std::vector<Command> commands;
+  std::unique_ptr<DeviceGraph> graph;
+  Plan();
   ~Plan();
+  void run() const;  // executor thread; throws Error
 };
 
 // Runs the op's shape rule, allocates its outputs and hands the command on. Returns the outputs' handles and views.
 struct Output {
   Handle handle;
   View view;
+  Device device;
 };
 std::vector<Output> submit(int op, const Handle* in, int n_in, const double* attr, int n_attr);
 
-Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag);
+Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag, Device device);
 void tensor_write(Handle h, const void* data, int64_t bytes);  // in queue order; the data is copied at once
 void tensor_read(Handle h, void* data, int64_t bytes);         // waits for the commands that touch it; throws a pending error
-void wait_all();                                               // waits for the whole queue; throws a pending error
-void fence(std::function<void()> callback);                    // called on the executor thread when all before it ran
-std::string take_error();                                      // first pending data-dependent error of this thread, "" if none
-void forget_owner(uint32_t owner);                             // a thread ends: ends its recording, frees its tensors and errors
+// As tensor_read, without waiting: `done` is called on another thread when the data is there (or could not be had); then throw_pending().
+void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void()> done);
+// A dense tensor with the same numbers on another device, in queue order.
+Handle tensor_to(Handle h, Device device, Tag tag);
+void wait_all();                             // waits for the whole queue and the device; throws a pending error
+void throw_pending();                        // throws the first error of this thread's commands since the last time
+void forget_owner(uint32_t owner);           // a thread ends: ends its recording, frees its tensors and errors
 
 void set_inline(bool on);  // run commands on the calling thread (debugging, and processes that want one thread)
 bool is_inline();

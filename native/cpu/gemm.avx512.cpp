@@ -19,13 +19,12 @@ constexpr int kDotCols[] = {8, 8, 8, 6, 4, 4, 3, 3};
 }  // namespace
 
 void register_gemm_avx512(GemmKernels* t) {
-  t->mr = GEMM_MAX_ROWS;
-  t->nr = kNr;
   t->lanes = kLanes;
-  t->pack = pack;
-  t->micro = micro;
-  t->pack_pair = nullptr;
-  t->micro_pair = nullptr;
+  t->f32.mr = GEMM_MAX_ROWS;
+  t->f32.nr = kNr;
+  t->f32.depth = 256;  // an A panel stays in L1
+  t->f32.pack_a = t->f32.pack_b = pack;
+  t->f32.micro = micro;
   t->epilogue = epilogue;
   t->widen = widen;
   t->dot = dot;

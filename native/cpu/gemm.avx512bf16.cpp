@@ -108,7 +108,7 @@ void pack_pair_columns(const char* src, int64_t row_bytes, int count, int width,
   }
 }
 
-void pack_pair(bool k_contiguous, const void* src, int64_t ld, int count, int width, int64_t kc, float* dst) {
+void pack_pair(Dt, bool k_contiguous, const void* src, int64_t ld, int count, int width, int64_t kc, float* dst) {
   const char* p = static_cast<const char*>(src);
   if (k_contiguous) pack_pair_rows(p, ld * 2, count, width, kc, dst);
   else pack_pair_columns(p, ld * 2, count, width, kc, dst);
@@ -117,8 +117,13 @@ void pack_pair(bool k_contiguous, const void* src, int64_t ld, int count, int wi
 }  // namespace
 
 void register_gemm_avx512bf16(GemmKernels* t) {
-  t->pack_pair = pack_pair;
-  t->micro_pair = micro_pair;
+  Panels& p = t->bf16_dot;
+  p.mr = 14;
+  p.nr = kNr;
+  p.k_per_word = 2;
+  p.depth = 512;
+  p.pack_a = p.pack_b = pack_pair;
+  p.micro = micro_pair;
 }
 
 }  // namespace llm::cpu

@@ -9,11 +9,15 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace llm::cpu {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
 
 struct Machine {
   Isa isa = Isa::scalar;
@@ -26,6 +30,16 @@ uint64_t read_xcr0() {
   uint32_t lo = 0, hi = 0;
   __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
   return static_cast<uint64_t>(hi) << 32 | lo;
+}
+
+// Tile registers are 8 KiB of state: Linux gives them only to processes that ask, for all threads at once.
+bool tiles_allowed() {
+#if defined(__linux__) && defined(LLM_HAVE_AMX)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 Machine detect() {
@@ -51,7 +65,10 @@ Machine detect() {
   const bool vnni = (c >> 11 & 1) != 0;
   if (!f || !dq || !bw || !vl || !vnni || (xcr0 & 0xe6) != 0xe6) return m;
   m.isa = Isa::avx512;
-  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) != 0) m.isa = Isa::avx512bf16;
+  const bool tiles = (d >> 22 & 1) != 0 && (d >> 24 & 1) != 0 && (xcr0 >> 17 & 3) == 3;
+  if (a < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return m;
+  m.isa = Isa::avx512bf16;
+  if (tiles && tiles_allowed()) m.isa = Isa::amx;
   return m;
 }
 #else
@@ -73,7 +90,7 @@ const Choice& choice() {
     Choice c{machine().isa, {}};
     const char* text = std::getenv("LLM_CPU_ISA");
     if (text == nullptr || *text == 0) return c;
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kIsaCount; ++i) {
       if (std::strcmp(text, kNames[i]) != 0) continue;
       if (i <= static_cast<int>(c.isa)) {
         c.isa = static_cast<Isa>(i);
@@ -82,7 +99,7 @@ const Choice& choice() {
       }
       return c;
     }
-    c.error = std::string("[isa] LLM_CPU_ISA must be scalar, avx2, avx512 or avx512bf16, got \"") + text + "\"";
+    c.error = std::string("[isa] LLM_CPU_ISA must be scalar, avx2, avx512, avx512bf16 or amx, got \"") + text + "\"";
     return c;
   }();
   return value;

@@ -9,12 +9,16 @@ enum class Isa : int {
   avx2,        ///< AVX2 + FMA + F16C
   avx512,      ///< AVX-512 F/BW/VL/DQ + VNNI
   avx512bf16,  ///< AVX-512 BF16 in addition
+  amx,         ///< AMX tiles with bf16 products in addition
 };
 
-/// The most this machine (CPU and operating system) can run.
+constexpr int kIsaCount = 5;
+
+/// The most this machine (CPU and operating system) and this build can run. Asks the system for the tile registers where there are any.
 Isa detected_isa();
 
-/// What kernels use: the smaller of detected_isa() and LLM_CPU_ISA (scalar | avx2 | avx512 | avx512bf16).
+/// What kernels use: the smaller of detected_isa() and LLM_CPU_ISA (scalar | avx2 | avx512 |
+/// avx512bf16 | amx).
 Isa active_isa();
 
 /// Null, or why LLM_CPU_ISA was not accepted: unknown name, or more than the machine has. active_isa() is detected_isa() then;
@@ -24,7 +28,7 @@ const char* isa_error();
 /// For tests and benches: overrides active_isa(). False (and no change) when the machine cannot run it.
 bool set_active_isa(Isa isa);
 
-/// "scalar", "avx2", "avx512" or "avx512bf16".
+/// "scalar", "avx2", "avx512", "avx512bf16" or "amx".
 const char* isa_name(Isa isa);
 
 /// The processor's own name, or "unknown".

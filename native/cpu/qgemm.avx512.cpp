@@ -25,6 +25,13 @@ QGEMM_INLINE __m512 load_zero(const uint8_t* zeros, int64_t group) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(z));
 }
 
+// Few rows of x wait for memory alone, and the hardware looks ahead only within a page. Panels follow one another, so looking past the
+// end of one is right, and past the end of all harmless.
+QGEMM_INLINE void look_ahead(const uint8_t* w) {
+  constexpr uintptr_t kDistance = 4096;
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(w) + kDistance), _MM_HINT_T0);
+}
+
 // ---- exact -----------------------------------------------------------------------------------------------------------------
 
 // q << kShift sits in bits kShift.. of each lane of v: ((q - zero) << kShift) as a float, exact; less = 2^23 + zero * 2^kShift.
@@ -61,6 +68,7 @@ QGEMM_INLINE Group load_group(const QTask& t, int64_t group) {
 template <int kRows, int kBits>
 QGEMM_INLINE void accumulate_vector(__m512 (&acc)[kRows], const uint8_t* w, const float* x, const Group& g) {
   const __m512i v = _mm512_loadu_si512(w);
+  if constexpr (kRows <= 2) look_ahead(w);
   if constexpr (kBits == 4) {
     const __m512i up = _mm512_srli_epi32(v, 12);
     accumulate<kRows>(acc, weight<4, 0>(v, g.z0), x);
@@ -169,6 +177,7 @@ void int8_panel(const QTask& t) {
 #pragma GCC unroll 8
       for (int i = 0; i < kBytes / 64; ++i) {
         const __m512i v = _mm512_loadu_si512(w + i * 64);
+        if constexpr (kRows <= 2) look_ahead(w + i * 64);
         if constexpr (kBits == 4) {
           dot4<kRows>(acc, _mm512_and_si512(v, low), x + i * 8 * kRows);
           dot4<kRows>(acc, _mm512_and_si512(_mm512_srli_epi16(v, 4), low), x + (i * 8 + 4) * kRows);

@@ -40,13 +40,14 @@ struct Layout {
 
 const QKernels& q_kernels() {
   struct Tables {
-    QKernels table[4] = {};
+    QKernels table[5] = {};
     Tables() {
       register_qgemm_reference(&table[0]);
 #if defined(__x86_64__)
       register_qgemm_avx2(&table[1]);
       register_qgemm_avx512(&table[2]);
       register_qgemm_avx512(&table[3]);
+      register_qgemm_avx512(&table[4]);
 #endif
     }
   };
@@ -124,7 +125,7 @@ Prepared prepare(const QWeight& w, const QGemmArgs& a, const Layout& l, const QK
     }
     if (a.mode != QMode::exact || count == 1) return;
     float* out = x + first * depth;
-    if (dense != nullptr) return dense->pack(Dt::f32, true, temp, stride, count, count, depth, out);
+    if (dense != nullptr) return dense->f32.pack_a(Dt::f32, true, temp, stride, count, count, depth, out);
     for (int64_t k = 0; k < depth; ++k) {
       for (int r = 0; r < count; ++r) out[k * count + r] = temp[r * stride + k];
     }

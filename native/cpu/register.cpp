@@ -10,7 +10,7 @@
 namespace llm {
 namespace {
 
-constexpr int kIsas = 4;
+constexpr int kIsas = cpu::kIsaCount;
 
 #define LLM_ADD_VECTOR(family)                                    \
   add(cpu::Isa::avx2, avx2_##family, avx2_##family##_count);      \
@@ -41,7 +41,7 @@ struct Table {
     add(scalar, ref_paged, ref_paged_count);
     add(scalar, ref_sample, ref_sample_count);
 #if defined(__x86_64__)
-    for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16}) add(isa, fast_matmul, fast_matmul_count);
+    for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16, cpu::Isa::amx}) add(isa, fast_matmul, fast_matmul_count);
     for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512}) add(isa, fast_linear, fast_linear_count);
     LLM_ADD_VECTOR(layers);
     LLM_ADD_VECTOR(attention);

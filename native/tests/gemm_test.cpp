@@ -205,6 +205,13 @@ void test_gemm(const std::vector<Variant>& all) {
   run_case({700, 16, 260, false, true, Dt::bf16, Dt::bf16, Dt::bf16, Dt::f32, 1, 0, false, 0}, seed++, all);
   run_case({300, 520, 8, false, true, Dt::bf16, Dt::bf16, Dt::bf16, Dt::f32, 2, 1, false, 1}, seed++, all);
   run_case({300, 130, 600, true, false, Dt::bf16, Dt::bf16, Dt::f32, Dt::f32, 1, 1, false, 0}, seed++, all);
+  // Sums so long that they are taken in slices; wider than a block of them, and with a short last slice.
+  for (int t = 0; t < 4; ++t) {
+    const Dt type = t % 2 ? Dt::f32 : Dt::bf16;
+    run_case({21, 45, 32768, (t & 1) != 0, (t & 2) != 0, type, type, Dt::f32, Dt::f32, 1, t % 2 ? 1.0f : 0.0f, true, 0}, seed++, all);
+  }
+  run_case({17, 1030, 33001, false, false, Dt::bf16, Dt::bf16, Dt::bf16, Dt::f32, 0.5f, 0, false, 1}, seed++, all);
+  run_case({270, 9, 41000, false, true, Dt::bf16, Dt::bf16, Dt::f32, Dt::f32, 1, 0, false, 0}, seed++, all);
   // Empty sizes.
   for (const int64_t m : {0, 1, 20, 40}) {
     for (const int64_t n : {0, 1, 33}) {
@@ -223,9 +230,9 @@ void test_gemm_invariance(const std::vector<Variant>& all) {
     use(v);
     for (const bool tb : {true, false}) {
       for (const Dt t : {Dt::f32, Dt::bf16}) {
-        for (const int64_t m : {1, 7, 16, 90, 600}) {
+        for (const int64_t m : {1, 7, 16, 20, 90, 600}) {
           Random rng{7};
-          const Case c{m, 150, 600, false, tb, t, t, Dt::f32, Dt::f32, 1, 0, false, 0};
+          const Case c{m, 150, m == 20 ? 33000 : 600, false, tb, t, t, Dt::f32, Dt::f32, 1, 0, false, 0};
           const Matrix a(m, c.k, 0, t, rng), b(tb ? c.n : c.k, tb ? c.k : c.n, 0, t, rng), bias(1, c.n, 0, Dt::f32, rng);
           Matrix first(m, c.n, 0, Dt::f32, rng);
           set_thread_count(1);

@@ -129,7 +129,7 @@ const f32Code = dtypes.indexOf("f32");
 
 function leafGrad(leaf: Tensor, shape: readonly number[]): Tensor {
   if (!leaf.grad) {
-    const grad = empty(shape, "f32", "gradients").keep();
+    const grad = empty(shape, "f32", "gradients", leaf.device).keep();
     raw.fill(grad, 0);
     leaf.grad = grad;
   }
@@ -176,7 +176,7 @@ export function backward(roots: Tensor | Tensor[], grads?: Tensor[]): void {
         if (!grad) {
           if (root.size !== 1)
             throw new ShapeError(`[backward] a root of shape [${root.shape.join(", ")}] needs its gradient given`);
-          grad = empty(root.shape, root.dtype).keep();
+          grad = empty(root.shape, root.dtype, "gradients", root.device).keep();
           raw.fill(grad, 1);
           unitGrads.add(grad);
         }
@@ -218,13 +218,14 @@ function runNode(
       (grad.dtype === edge.dtype ? grad : raw.cast(grad, dtypes.indexOf(edge.dtype))).alias(),
     );
   scope(() => {
+    const device = incoming.find((grad) => grad !== null)?.device;
     const context: BackwardContext = {
       needs: (i) => node.edges[i] !== undefined,
       accumulate: (i, shape, add) => {
         const edge = node.edges[i];
         if (!edge) return;
         if ("leaf" in edge) return add(leafGrad(edge.leaf, shape));
-        const grad = empty(shape, "f32", "gradients");
+        const grad = empty(shape, "f32", "gradients", device);
         raw.fill(grad, 0);
         add(grad);
         pass(edge, grad);

@@ -302,7 +302,7 @@ describe("out of memory", () => {
     const failed = (): Tensor => empty([16 << 20], "f32", "kv");
     expect(failed).toThrow(OutOfMemoryError);
     expect(failed).toThrow(
-      /^\[memory\] cannot allocate 64\.0 MiB: .* in use \(.*weights \d+\.\d MiB.*\), limit .*; turn down/,
+      /^\[memory\] cannot allocate 64\.0 MiB on cpu: .* in use \(.*weights \d+\.\d MiB.*\), limit .*; turn down/,
     );
     const small = empty([1 << 18], "f32");
     native.fill(small, 2);

@@ -19,16 +19,30 @@ export {
 } from "./safetensors-write.js";
 export { parseByteSize } from "./byte-size.js";
 export { type DType, dtypeBytes, dtypes, type TypedArray } from "./dtype.js";
-export { empty, mapTensor, Tensor, tensor } from "./tensor.js";
+export {
+  cudaProblem,
+  currentDevice,
+  defaultDevice,
+  type Device,
+  devices,
+  onDevice,
+  requireDevice,
+  setDefaultDevice,
+} from "./device.js";
+export { empty, mapTensor, Tensor, tensor, tensorLike } from "./tensor.js";
 export { keep, scope } from "./memory.js";
 export {
+  type CudaReport,
   type DoctorReport,
   memory,
   type MemoryReport,
   type MemoryTag,
   nativeDoctor,
+  type ProfiledOp,
   setExecution,
   setMemoryLimit,
+  startProfile,
+  stopProfile,
   synchronize,
   trimMemory,
 } from "./native.js";

@@ -1,6 +1,7 @@
 /** Finds, loads and talks to the native core. The only file that touches the addon. */
 import { createRequire } from "node:module";
 import { existsSync } from "node:fs";
+import { type Device, currentDevice, devices } from "./device.js";
 import { type DType, dtypes } from "./dtype.js";
 import {
   DeviceError,
@@ -16,7 +17,7 @@ import {
   ShapeError,
   UnsupportedError,
 } from "./errors.js";
-import { abi } from "./gen/ops.js";
+import { abi, opNames } from "./gen/ops.js";
 import { Tensor } from "./tensor.js";
 
 /** What memory is used for; appears in memory reports and out-of-memory messages. Order is shared with native/core/memory.h. */
@@ -44,23 +45,49 @@ export interface DoctorReport {
   kernels: Record<string, string>;
   /** Path of the loaded addon. */
   path: string;
+  /** The GPU, when one is open (`requireDevice("cuda")` opens it). */
+  cuda?: CudaReport;
+}
+
+/** What the CUDA plugin found. */
+export interface CudaReport {
+  name: string;
+  /** Compute capability times ten: 90 is 9.0. */
+  compute: number;
+  multiprocessors: number;
+  /** Newest CUDA version of the driver, and that of the runtime in the plugin: 13000 is 13.0. */
+  driver: number;
+  runtime: number;
+  memoryBytes: number;
+  freeBytes: number;
+  /** Physical memory behind the kernels' scratch space. */
+  scratchBytes: number;
+  /** One line a library: where it was found, or what was tried. */
+  libraries: string;
+  /** Ops of the table without a kernel on the GPU. */
+  missingKernels: string[];
 }
 
 interface Addon {
   setup(i32: Int32Array, f64: Float64Array): number;
   submit(op: number, inputs: number, attributes: number): number;
-  empty(dtype: number, ndim: number, tag: number): number;
+  empty(dtype: number, ndim: number, tag: number, device: number): number;
   map(path: string, offset: number, bytes: number, dtype: number, ndim: number, tag: number): number;
   view(handle: number, ndim: number, offset: number): number;
   alias(handle: number): number;
   release(handle: number): boolean;
   write(handle: number, data: ArrayBufferView): void;
   read(handle: number, data: ArrayBufferView): void;
+  to(handle: number, device: number, tag: number): number;
+  readAsync(handle: number, data: ArrayBufferView): Promise<void>;
+  pending(): void;
   wait(): void;
-  fence(): Promise<void>;
-  memory(): MemoryReport;
-  memoryLimit(bytes: number): void;
-  memoryTrim(): void;
+  openDevice(path: string, card: number): void;
+  profile(on: number): void;
+  profileRead(records: Float64Array): number;
+  memory(device: number): MemoryReport;
+  memoryLimit(device: number, bytes: number): void;
+  memoryTrim(device: number): void;
   runInline(on: number): void;
   planRecord(): number;
   planStop(): void;
@@ -73,7 +100,7 @@ interface Addon {
 // Shared with the addon: handles and shapes in i32, attributes in f64.
 const i32 = new Int32Array(1 << 16);
 const f64 = new Float64Array(256);
-const intsPerOutput = 9;
+const intsPerOutput = 10;
 
 let addon: Addon | undefined;
 let addonPath = "";
@@ -182,10 +209,10 @@ export function submit(op: number, inputs: readonly (Tensor | null)[], attribute
   }
   const outputs: Tensor[] = new Array(count);
   for (let o = 0, at = 0; o < count; o++, at += intsPerOutput) {
-    const ndim = i32[at + 2]!;
+    const ndim = i32[at + 3]!;
     const shape: number[] = new Array(ndim);
-    for (let d = 0; d < ndim; d++) shape[d] = i32[at + 3 + d]!;
-    outputs[o] = new Tensor(i32[at]!, dtypes[i32[at + 1]!]!, shape);
+    for (let d = 0; d < ndim; d++) shape[d] = i32[at + 4 + d]!;
+    outputs[o] = new Tensor(i32[at]!, dtypes[i32[at + 1]!]!, shape, devices[i32[at + 2]!]!);
   }
   return outputs;
 }
@@ -195,10 +222,10 @@ const putShape = (shape: readonly number[]) => {
 };
 
 /** Uninitialised memory. */
-export function nativeEmpty(dtype: DType, shape: readonly number[], tag: MemoryTag): number {
+export function nativeEmpty(dtype: DType, shape: readonly number[], tag: MemoryTag, device: Device): number {
   return call((a) => {
     putShape(shape);
-    return a.empty(dtypes.indexOf(dtype), shape.length, tags.indexOf(tag));
+    return a.empty(dtypes.indexOf(dtype), shape.length, tags.indexOf(tag), devices.indexOf(device));
   });
 }
 
@@ -235,8 +262,35 @@ export const nativeAlias = (handle: number): number => call((a) => a.alias(handl
 export const nativeRelease = (handle: number): boolean => call((a) => a.release(handle));
 export const nativeWrite = (handle: number, data: ArrayBufferView): void => call((a) => a.write(handle, data));
 export const nativeRead = (handle: number, data: ArrayBufferView): void => call((a) => a.read(handle, data));
-/** Resolves when everything queued so far has run; does not report data errors (the next read does). */
-export const nativeFence = (): Promise<void> => call((a) => a.fence());
+/** A dense copy on another device, in queue order. */
+export const nativeTo = (handle: number, device: Device, tag: MemoryTag): number =>
+  call((a) => a.to(handle, devices.indexOf(device), tags.indexOf(tag)));
+/** Resolves when the tensor's bits are in `data`. @throws {NumericError} bad data met on the way */
+export const nativeReadAsync = async (handle: number, data: ArrayBufferView): Promise<void> => {
+  await call((a) => a.readAsync(handle, data));
+  call((a) => a.pending());
+};
+
+/** Opens the CUDA plugin: LLM_CUDA_PLUGIN, else the package of this platform. @throws {DeviceError} it is missing, or there is no GPU */
+export function nativeOpenCuda(): void {
+  const packageName = `@llm/native-${process.platform}-${process.arch}-cuda`;
+  let path = process.env["LLM_CUDA_PLUGIN"];
+  if (!path) {
+    try {
+      path = createRequire(import.meta.url).resolve(packageName);
+    } catch {
+      throw new DeviceError(
+        `[device] cuda: the plugin ${packageName} is not installed; install it, or in the repository build it with LLM_CUDA=1 npm run build`,
+      );
+    }
+  }
+  if (!existsSync(path))
+    throw new DeviceError(`[device] cuda: the plugin was not built: no such file ${path}`, { path });
+  const card = Number(process.env["LLM_CUDA_DEVICE"] ?? 0);
+  if (!Number.isInteger(card) || card < 0)
+    throw new OptionsError(`[device] LLM_CUDA_DEVICE: expected a card's number, got ${process.env["LLM_CUDA_DEVICE"]}`);
+  call((a) => a.openDevice(path, card));
+}
 export const nativePlan = {
   record: (): number => call((a) => a.planRecord()),
   stop: (): void => call((a) => a.planStop()),
@@ -250,19 +304,44 @@ export function synchronize(): void {
   call((a) => a.wait());
 }
 
-/** Bytes in use, by purpose. */
-export function memory(): MemoryReport {
-  return call((a) => a.memory());
+/** Bytes in use on a device, by purpose; default the current device. */
+export function memory(device: Device = currentDevice()): MemoryReport {
+  return call((a) => a.memory(devices.indexOf(device)));
 }
 
-/** Caps the core's memory; an allocation beyond it throws OutOfMemoryError. 0 = no limit. */
-export function setMemoryLimit(bytes: number): void {
-  call((a) => a.memoryLimit(bytes));
+/** Caps the core's memory on a device (default the current one); an allocation beyond it throws OutOfMemoryError. 0 = no limit. */
+export function setMemoryLimit(bytes: number, device: Device = currentDevice()): void {
+  call((a) => a.memoryLimit(devices.indexOf(device), bytes));
 }
 
-/** Gives cached blocks back to the system. */
-export function trimMemory(): void {
-  call((a) => a.memoryTrim());
+/** Gives cached blocks of a device (default the current one) back to the system. */
+export function trimMemory(device: Device = currentDevice()): void {
+  call((a) => a.memoryTrim(devices.indexOf(device)));
+}
+
+/** One command's time on the GPU. */
+export interface ProfiledOp {
+  op: string;
+  /** Microseconds since the profile started. */
+  startUs: number;
+  durationUs: number;
+}
+
+/** Starts to time every command on the GPU (two events a command; Plans are not taken apart). @throws {DeviceError} no GPU is open */
+export function startProfile(): void {
+  call((a) => a.profile(1));
+}
+
+/** Ends the profile and returns its records in order. Waits for the GPU. @throws {DeviceError} no GPU is open */
+export function stopProfile(): ProfiledOp[] {
+  const records = new Float64Array(3 << 18);
+  const count = call((a) => a.profileRead(records));
+  call((a) => a.profile(0));
+  return Array.from({ length: count }, (_, i) => ({
+    op: opNames[records[3 * i]!]!,
+    startUs: records[3 * i + 1]!,
+    durationUs: records[3 * i + 2]!,
+  }));
 }
 
 /**

@@ -73,7 +73,7 @@ abstract class Base implements Optimizer {
   constructor(parameters: readonly NamedTensor[], slotNames: readonly string[], hyperSize: number) {
     this.parameters = parameters;
     const make = (p: Tensor): Tensor => {
-      const t = empty(p.shape, "f32", "optimizer").keep();
+      const t = empty(p.shape, "f32", "optimizer", p.device).keep();
       raw.fill(t, 0);
       return t;
     };
@@ -84,7 +84,7 @@ abstract class Base implements Optimizer {
       return master;
     });
     for (const { tensor: p } of parameters) this.slots.push(new Map(slotNames.map((name) => [name, make(p)])));
-    this.hyper = empty([hyperSize], "f32", "optimizer").keep();
+    this.hyper = empty([hyperSize], "f32", "optimizer", parameters[0]?.tensor.device).keep();
   }
 
   protected abstract update(index: number, coefficient: Tensor): void;
@@ -138,7 +138,7 @@ class AdamW extends Base {
   constructor(parameters: readonly NamedTensor[], options: v.InferOutput<typeof AdamWOptions>) {
     super(parameters, ["m", "v"], 7);
     this.options = options;
-    this.noDecay = empty([7], "f32", "optimizer").keep();
+    this.noDecay = empty([7], "f32", "optimizer", this.hyper.device).keep();
   }
 
   protected hyperValues(lr: number | undefined): number[] {

@@ -1,4 +1,5 @@
 import { type DType, dtypeBytes, type TypedArray } from "./dtype.js";
+import { currentDevice, type Device, requireDevice } from "./device.js";
 import { DisposedError, DTypeError, ShapeError } from "./errors.js";
 import type { Node } from "./autograd.js";
 import { keep, ownTensor } from "./memory.js";
@@ -6,13 +7,17 @@ import {
   type MemoryTag,
   nativeAlias,
   nativeEmpty,
-  nativeFence,
   nativeMap,
   nativeRead,
+  nativeReadAsync,
   nativeRelease,
+  nativeTo,
   nativeView,
   nativeWrite,
 } from "./native.js";
+
+/** What tensors are read as. */
+type NumberArray = Float32Array | Int32Array | Int8Array | Uint8Array | BigInt64Array;
 
 /** Frees handles of tensors that no scope owns and that were collected. */
 const collected = new FinalizationRegistry<number>((handle) => nativeRelease(handle));
@@ -48,6 +53,7 @@ export class Tensor {
   private id: number;
   readonly dtype: DType;
   readonly shape: readonly number[];
+  readonly device: Device;
   /** Elements between neighbours of each dim; undefined = dense. */
   readonly strides: readonly number[] | undefined;
   /** A leaf that wants `grad` from backward(). */
@@ -61,10 +67,18 @@ export class Tensor {
   /** A view or a second reference: others may see what is written here. */
   sharesMemory = false;
 
-  constructor(handle: number, dtype: DType, shape: readonly number[], strides?: readonly number[], owned = true) {
+  constructor(
+    handle: number,
+    dtype: DType,
+    shape: readonly number[],
+    device: Device,
+    strides?: readonly number[],
+    owned = true,
+  ) {
     this.id = handle;
     this.dtype = dtype;
     this.shape = shape;
+    this.device = device;
     this.strides = strides;
     if (owned) ownTensor(this);
   }
@@ -119,12 +133,12 @@ export class Tensor {
 
   /** A second reference on the same memory that no scope owns and no graph is attached to; dispose() it. */
   alias(): Tensor {
-    return sharing(new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.strides, false));
+    return sharing(new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.device, this.strides, false));
   }
 
   /** The same memory without its history: gradients stop here. */
   detach(): Tensor {
-    return sharing(new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.strides));
+    return sharing(new Tensor(nativeAlias(this.handle), this.dtype, this.shape, this.device, this.strides));
   }
 
   /** A view with given shape and strides, `offset` elements from this one's start. No gradient: see ops for differentiable ones. */
@@ -134,6 +148,7 @@ export class Tensor {
         nativeView(this.handle, shape, strides, offset),
         this.dtype,
         shape,
+        this.device,
         denseStrides(shape, strides) ? undefined : strides,
       ),
     );
@@ -160,6 +175,13 @@ export class Tensor {
     return this.asStrided([this.dim(0), end - start], strides, start);
   }
 
+  /** A dense copy on `device`, in order with the queued ops; this tensor itself when it is there already. No gradient. @throws {DeviceError} */
+  to(device: Device, tag: MemoryTag = "other"): Tensor {
+    if (device === this.device) return this;
+    requireDevice(device);
+    return new Tensor(nativeTo(this.handle, device, tag), this.dtype, this.shape, device);
+  }
+
   /** Overwrites all elements, in order with the queued ops. `data` holds the dtype's own bits (Uint16Array for bf16 and f16). */
   write(data: ArrayBufferView): this {
     nativeWrite(this.handle, data);
@@ -174,22 +196,24 @@ export class Tensor {
   }
 
   /** Waits for the value; floats come as Float32Array. Blocks the event loop; prefer `data()`. */
-  dataSync(): Float32Array | Int32Array | Int8Array | Uint8Array | BigInt64Array {
-    const bits = this.bitsSync();
-    if (this.dtype === "bf16") return fromBf16(bits as Uint16Array);
-    if (this.dtype === "f16") return fromF16(bits as Uint16Array);
-    return bits as Float32Array | Int32Array | Int8Array | Uint8Array | BigInt64Array;
+  dataSync(): NumberArray {
+    return this.numbers(this.bitsSync());
   }
 
-  /** As dataSync, without blocking: resolves when everything queued so far has run. @throws {NumericError} bad data met on the way */
-  async data(): Promise<Float32Array | Int32Array | Int8Array | Uint8Array | BigInt64Array> {
-    const held = this.alias();
-    try {
-      await nativeFence();
-      return held.dataSync();
-    } finally {
-      held.dispose();
-    }
+  private numbers(bits: TypedArray): NumberArray {
+    if (this.dtype === "bf16") return fromBf16(bits as Uint16Array);
+    if (this.dtype === "f16") return fromF16(bits as Uint16Array);
+    return bits as NumberArray;
+  }
+
+  /**
+   * As dataSync, without blocking: the copy takes its turn among the queued ops, what is queued later does not wait for it.
+   * @throws {NumericError} bad data met on the way
+   */
+  async data(): Promise<NumberArray> {
+    const bits = newTypedArray(this.dtype, this.size);
+    await nativeReadAsync(this.handle, bits);
+    return this.numbers(bits);
   }
 
   /** The only element of a one-element float tensor. */
@@ -249,9 +273,14 @@ function newTypedArray(dtype: DType, size: number): TypedArray {
   }
 }
 
-/** Uninitialised tensor. */
-export function empty(shape: readonly number[], dtype: DType = "f32", tag: MemoryTag = "other"): Tensor {
-  return new Tensor(nativeEmpty(dtype, shape, tag), dtype, [...shape]);
+/** Uninitialised tensor on the current device. */
+export function empty(
+  shape: readonly number[],
+  dtype: DType = "f32",
+  tag: MemoryTag = "other",
+  device: Device = currentDevice(),
+): Tensor {
+  return new Tensor(nativeEmpty(dtype, shape, tag, device), dtype, [...shape], device);
 }
 
 const dtypeOfArray = (data: TypedArray): DType => {
@@ -268,6 +297,7 @@ const dtypeOfArray = (data: TypedArray): DType => {
  * @param data   typed array in the dtype's own bits, or plain numbers (then f32)
  * @param shape  default [length]
  * @param dtype  default by the array's type; must be given for 16-bit bits
+ * @param device default the current device
  * @throws {ShapeError} the shape does not hold `data.length` elements
  */
 export function tensor(
@@ -275,6 +305,7 @@ export function tensor(
   shape?: readonly number[],
   dtype?: DType,
   tag: MemoryTag = "other",
+  device: Device = currentDevice(),
 ): Tensor {
   const array: TypedArray = Array.isArray(data)
     ? dtype === "i32"
@@ -290,10 +321,20 @@ export function tensor(
     throw new DTypeError(
       `[tensor] ${type} wants ${dtypeBytes(type)} bytes an element, the array has ${array.BYTES_PER_ELEMENT}`,
     );
-  return empty(dims, type, tag).write(array);
+  return empty(dims, type, tag, device).write(array);
 }
 
-/** A tensor on bytes of a file, mapped (nothing is read until used; writing to it changes only this process's copy). */
+/** As `tensor`, on the device of `like`. */
+export function tensorLike(
+  like: Tensor,
+  data: TypedArray | readonly number[],
+  shape?: readonly number[],
+  dtype?: DType,
+): Tensor {
+  return tensor(data, shape, dtype, "other", like.device);
+}
+
+/** A tensor on bytes of a file, mapped on the CPU (nothing is read until used; writing to it changes only this process's copy). */
 export function mapTensor(
   path: string,
   offset: number,
@@ -302,5 +343,5 @@ export function mapTensor(
   tag: MemoryTag = "weights",
 ): Tensor {
   const bytes = shape.reduce((a, b) => a * b, 1) * dtypeBytes(dtype);
-  return new Tensor(nativeMap(path, offset, bytes, dtype, shape, tag), dtype, [...shape]);
+  return new Tensor(nativeMap(path, offset, bytes, dtype, shape, tag), dtype, [...shape], "cpu");
 }

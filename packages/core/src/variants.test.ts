@@ -6,7 +6,7 @@ import { bundle } from "../test/bundle.js";
 import { nativeDoctor } from "./index.js";
 
 const run = promisify(execFile);
-const variants = ["scalar", "avx2", "avx512", "avx512bf16"];
+const variants = ["scalar", "avx2", "avx512", "avx512bf16", "amx"];
 
 let packed: Awaited<ReturnType<typeof bundle>>;
 beforeAll(async () => {
@@ -58,7 +58,7 @@ describe("the op cases, bundled into one file", () => {
       return stderr;
     };
     expect(refused({ LLM_CPU_ISA: "sse9" })).toContain(
-      'LLM_CPU_ISA must be scalar, avx2, avx512 or avx512bf16, got "sse9"',
+      'LLM_CPU_ISA must be scalar, avx2, avx512, avx512bf16 or amx, got "sse9"',
     );
     expect(refused({ LLM_NUM_THREADS: "many" })).toContain(
       'OptionsError: [threads] LLM_NUM_THREADS must be an integer from 1 to 1024, got "many"',

@@ -7,7 +7,7 @@ import {
   ShapeError,
   sum,
   type Tensor,
-  tensor,
+  tensorLike,
   UnsupportedError,
 } from "@llm/core";
 import type { CausalLM, Decoder, TokenBatch, Tokenizer } from "@llm/models";
@@ -80,7 +80,7 @@ export const DistillOptions = v.strictObject({
    * without a label are in neither sum. @default "token"
    */
   reduction: v.optional(v.picklist(["token", "batch"]), "token"),
-  /** Rows of logits held at a time, of each model. Default about 64 MiB. */
+  /** Rows of logits held at a time, of each model. Default about 128 MiB. */
   chunk: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))),
 });
 export type DistillOptions = v.InferInput<typeof DistillOptions>;
@@ -121,13 +121,13 @@ export function distillObjective(options: DistillOptions): DistillObjective {
     const now = alphaAt(context.step ?? 0, context.totalSteps ?? 0);
     const taught = noGrad(() => scope(() => teacher.hidden(batch)));
     const hidden = student.hidden(batch, { checkpointing: context.checkpointing ?? false });
-    const weights = batch.lossWeights_T ? tensor(batch.lossWeights_T) : null;
+    const weights = batch.lossWeights_T ? tensorLike(hidden, batch.lossWeights_T) : null;
     const { loss, kl, ce } = linearDistill(
       hidden,
       decoder.headFor(),
       taught,
       teacher.decoder.headFor(),
-      tensor(batch.labels_T),
+      tensorLike(hidden, batch.labels_T),
       weights,
       {
         temperature,
@@ -141,7 +141,7 @@ export function distillObjective(options: DistillOptions): DistillObjective {
     return {
       lossSum: loss,
       weightSum,
-      metrics: noGrad(() => ({ kl: sum(kl), ce: sum(ce), alpha: tensor(Float32Array.of(now * weightSum)) })),
+      metrics: noGrad(() => ({ kl: sum(kl), ce: sum(ce), alpha: tensorLike(loss, Float32Array.of(now * weightSum)) })),
     };
   };
 }

@@ -1,4 +1,4 @@
-import { full, noGrad, OptionsError, parseOptions, randomUniform } from "@llm/core";
+import { full, noGrad, onDevice, OptionsError, parseOptions, randomUniform } from "@llm/core";
 import type { CausalLM } from "@llm/models";
 import { type AdapterDelta, adapterNames, createDelta, trainedHead } from "./adapters.js";
 import { adapterModules, type AdapterModule, endsWithName, partModules } from "./modules.js";
@@ -30,7 +30,7 @@ export function applyLora(model: CausalLM, options: LoraOptions = {}): CausalLM 
   for (const [, tensor] of model.decoder.namedTensors()) tensor.requiresGrad = false;
   for (const { tensor } of model.decoder.trainable()) tensor.requiresGrad = false;
   const deltas = new Map<string, AdapterDelta>();
-  noGrad(() => {
+  const makeDeltas = (): void => {
     for (const module of modules) {
       const bound = 1 / Math.sqrt(module.inFeatures);
       const a = randomUniform([rank, module.inFeatures], {
@@ -50,7 +50,8 @@ export function applyLora(model: CausalLM, options: LoraOptions = {}): CausalLM 
         );
       }
     }
-  });
+  };
+  onDevice(model.device, () => noGrad(makeDeltas));
   return attach(model, deltas);
 }
 

@@ -5,6 +5,7 @@ import {
   IoError,
   native,
   noGrad,
+  onDevice,
   openSafetensors,
   OptionsError,
   parseOptions,
@@ -64,7 +65,7 @@ export async function loadLora(model: CausalLM, folder: string, options: LoadLor
       kept.requiresGrad = o.trainable;
       return kept;
     };
-    noGrad(() => {
+    const makeDeltas = (): void => {
       for (const { module, alpha, a, b } of planned) {
         const sharedA = leaf(readF32(handle, a));
         const wholeB = readF32(handle, b);
@@ -86,7 +87,8 @@ export async function loadLora(model: CausalLM, folder: string, options: LoadLor
         }
         if (module.parts.some((p) => p.rows)) wholeB.dispose();
       }
-    });
+    };
+    onDevice(model.device, () => noGrad(makeDeltas));
     return attach(model, deltas);
   } finally {
     handle.close();

@@ -1,5 +1,5 @@
 /** The plain key/value cache: one contiguous stretch of memory a sequence. The reference for every other cache. */
-import { type DType, empty, native, ShapeError, type Tensor, tensor } from "@llm/core";
+import { type Device, type DType, empty, native, ShapeError, type Tensor, tensor } from "@llm/core";
 import type { DecoderSpec } from "./arch/spec.js";
 import type { AttentionCache, AttentionMeta } from "./types.js";
 
@@ -11,11 +11,13 @@ export class ContiguousCache implements AttentionCache {
   private readonly values: Tensor[];
   private step: { slots_T: Tensor; blockTable_B1: Tensor; kvLengths_B: Tensor } | undefined;
 
-  /** @param dtype of the stored keys and values, that of the activations */
-  constructor(spec: DecoderSpec, sequences: number, capacity: number, dtype: DType) {
+  /** @param device default the current one
+   *  @param dtype of the stored keys and values, that of the activations */
+  constructor(spec: DecoderSpec, sequences: number, capacity: number, dtype: DType, device?: Device) {
     this.capacity = capacity;
     this.sequences = sequences;
-    const make = (): Tensor => empty([sequences, capacity, spec.kvHeads, spec.headDim], dtype, "kv").keep();
+    const shape = [sequences, capacity, spec.kvHeads, spec.headDim];
+    const make = (): Tensor => empty(shape, dtype, "kv", device).keep();
     this.keys = Array.from({ length: spec.layers }, make);
     this.values = Array.from({ length: spec.layers }, make);
   }

@@ -5,6 +5,7 @@ import {
   attention,
   checkpoint,
   denseHead,
+  type Device,
   dtypes,
   type Head,
   Linear,
@@ -180,6 +181,11 @@ export class Decoder {
     this.head = parts.head;
   }
 
+  /** Where the weights are, and every step runs. */
+  get device(): Device {
+    return this.embed.weight.device;
+  }
+
   /** @returns final hidden states [T, C], normed: what the head multiplies */
   forward(inputs: DecoderInputs, options: ForwardOptions = {}): Tensor {
     const tables = this.rotary(inputs.length);
@@ -235,7 +241,8 @@ export class Decoder {
     let positions = Math.min(maxPositions, 512);
     while (positions < length) positions *= 2;
     const t = ropeTables(spec, positions, effective);
-    const make = (data: Float32Array): Tensor => tensor(data, [positions, spec.headDim / 2], "f32", "weights").keep();
+    const make = (data: Float32Array): Tensor =>
+      tensor(data, [positions, spec.headDim / 2], "f32", "weights", this.device).keep();
     const cos = make(t.cos);
     const sin = make(t.sin);
     this.tables = {

@@ -1,5 +1,5 @@
 /** The reference decode loop: what served text must equal. B running sequences, V vocabulary. */
-import { native, noGrad, OptionsError, scope, type Tensor, tensor } from "@llm/core";
+import { native, noGrad, onDevice, OptionsError, scope, type Tensor, tensor } from "@llm/core";
 import { ContiguousCache } from "./attention-cache.js";
 import { createInputs } from "./decoder.js";
 import type { CausalLM } from "./model.js";
@@ -126,7 +126,7 @@ export async function* generateTokens(
   const { decoder } = model;
   const capacity = Math.max(...running.map((g) => Math.min(model.maxTokens, g.promptIds.length + o.maxTokens)));
   const rowOf = new Map(running.map((g, row) => [g, row]));
-  const cache = new ContiguousCache(decoder.spec, running.length, capacity, model.dtype);
+  const cache = new ContiguousCache(decoder.spec, running.length, capacity, model.dtype, model.device);
   try {
     for (let first = true; running.length > 0; first = false) {
       if (o.signal?.aborted) {
@@ -138,7 +138,7 @@ export async function* generateTokens(
       }
       const news = running.map((g) => (first ? g.promptIds : Int32Array.of(g.outputIds[g.outputIds.length - 1]!)));
       const before = running.map((g) => (first ? 0 : g.length - 1));
-      const step = noGrad(() =>
+      const compute = (): ReturnType<typeof sampleStep> =>
         scope(() => {
           cache.plan(
             running.map((g) => rowOf.get(g)!),
@@ -161,8 +161,8 @@ export async function* generateTokens(
           );
           const last = native.gatherRows(hidden, tensor(Int32Array.from(cu.slice(1), (n) => n - 1)));
           return sampleStep(decoder.logits(last), running, o);
-        }),
-      );
+        });
+      const step = onDevice(model.device, () => noGrad(compute));
       const ids = (await step.ids.data()) as Int32Array;
       const logprob = step.logprob?.dataSync();
       const topValues = step.topValues?.dataSync();

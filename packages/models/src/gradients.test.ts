@@ -31,7 +31,7 @@ async function load(): Promise<CausalLM> {
   return new CausalLM({
     definition,
     config,
-    decoder: readDecoder(`${fixtures}weights/${weights}`, definition, spec, {}),
+    decoder: readDecoder(`${fixtures}weights/${weights}`, definition, spec, { device: "cpu" }),
     tokenizer: await loadTokenizer(fixtures),
   });
 }

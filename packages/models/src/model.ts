@@ -3,16 +3,19 @@ import { existsSync, readFileSync } from "node:fs";
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import {
+  currentDevice,
+  type Device,
   type DType,
   FormatError,
   IoError,
   type Linear,
   noGrad,
   NumericError,
+  onDevice,
   parseOptions,
+  requireDevice,
   scope,
   type Tensor,
-  UnsupportedError,
   writeSafetensors,
 } from "@llm/core";
 import * as v from "valibot";
@@ -123,6 +126,11 @@ export class CausalLM implements LanguageModel {
     return this.decoder.embed.weight.dtype;
   }
 
+  /** Where the model runs. */
+  get device(): Device {
+    return this.decoder.device;
+  }
+
   /** A model with another decoder and the same everything else; weights are shared. */
   withDecoder(decoder: Decoder, config: Readonly<Record<string, unknown>> = this.config): CausalLM {
     return new CausalLM({
@@ -146,12 +154,16 @@ export class CausalLM implements LanguageModel {
     batch: Pick<TokenBatch, "ids_T" | "positions_T" | "cuSeqlens_B1">,
     options: { checkpointing?: boolean } = {},
   ): Tensor {
-    return this.decoder.forward(createInputs(batch.ids_T, batch.positions_T, batch.cuSeqlens_B1), options);
+    return onDevice(this.device, () =>
+      this.decoder.forward(createInputs(batch.ids_T, batch.positions_T, batch.cuSeqlens_B1), options),
+    );
   }
 
   /** Logits f32 [T, V] of one sequence of ids. For tests and small models: holds all logits at once. */
   logits(ids: TokenIds): Tensor {
-    return noGrad(() => scope(() => this.decoder.logits(this.decoder.forward(sequenceInputs(ids)))));
+    return onDevice(this.device, () =>
+      noGrad(() => scope(() => this.decoder.logits(this.decoder.forward(sequenceInputs(ids))))),
+    );
   }
 
   generate(prompts: Prompt[], options: GenerateOptions = {}): AsyncIterable<GenerateEvent> {
@@ -267,10 +279,8 @@ async function writeJson(path: string, value: unknown): Promise<void> {
   await rename(`${path}.tmp`, path);
 }
 
-/** What device a model goes to. @throws {UnsupportedError} CUDA was asked for and is not in this build */
-function checkDevice(device: "auto" | "cpu" | "cuda"): void {
-  if (device === "cuda") throw new UnsupportedError('[device] "cuda" is not available in this build; "cpu" is');
-}
+/** What device a model goes to. @throws {DeviceError} CUDA was asked for and cannot be used */
+const chooseDevice = (device: "auto" | Device): Device => (device === "auto" ? currentDevice() : requireDevice(device));
 
 /** The spec of a parsed config.json. */
 export function modelSpec(config: Record<string, unknown>): { definition: ModelDefinition; spec: DecoderSpec } {
@@ -282,10 +292,11 @@ export function modelSpec(config: Record<string, unknown>): { definition: ModelD
  * Loads a Hugging Face folder (config.json, safetensors, tokenizer), or pulls `org/name` from the hub first.
  * Dense weights and AutoAWQ "gemm" folders.
  * @throws {FormatError | ShapeError | UnsupportedError} naming the key or tensor at fault
+ * @throws {DeviceError} device "cuda" that cannot be used
  */
 export async function loadModel(nameOrFolder: string, options: LoadModelOptions = {}): Promise<CausalLM> {
   const o = parseOptions(LoadModelOptions, options, "loadModel");
-  checkDevice(o.device);
+  const device = chooseDevice(o.device);
   const folder = await resolveModelFolder(nameOrFolder, {
     ...(o.revision ? { revision: o.revision } : {}),
     ...(o.source ? { source: o.source } : {}),
@@ -297,7 +308,11 @@ export async function loadModel(nameOrFolder: string, options: LoadModelOptions 
   const tokenizer = await loadTokenizer(folder);
   const generationPath = join(folder, "generation_config.json");
   const generationConfig = existsSync(generationPath) ? readJson(generationPath) : {};
-  const decoder = readDecoder(folder, definition, spec, { dtype: o.dtype === "auto" ? undefined : o.dtype, awq });
+  const decoder = readDecoder(folder, definition, spec, {
+    dtype: o.dtype === "auto" ? undefined : o.dtype,
+    awq,
+    device,
+  });
   return new CausalLM({ definition, config, decoder, tokenizer, path: folder, generationConfig });
 }
 
@@ -320,10 +335,10 @@ export function createModel(
   options: CreateModelOptions = {},
 ): CausalLM {
   const o = parseOptions(CreateModelOptions, options, "createModel");
-  checkDevice(o.device);
+  const device = chooseDevice(o.device);
   const { definition, spec } = modelSpec(config);
   const std = o.initStd ?? (typeof config["initializer_range"] === "number" ? config["initializer_range"] : 0.02);
-  const decoder = randomDecoder(definition, spec, { seed: o.seed, dtype: o.dtype, std });
+  const decoder = onDevice(device, () => randomDecoder(definition, spec, { seed: o.seed, dtype: o.dtype, std }));
   return new CausalLM({
     definition,
     config: { architectures: [definition.architecture], ...config },

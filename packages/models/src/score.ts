@@ -1,5 +1,5 @@
 /** Log-probabilities of continuations, without holding the logits of all tokens. */
-import { FormatError, native, noGrad, scope, tensor } from "@llm/core";
+import { FormatError, native, noGrad, onDevice, scope, type Tensor, tensor } from "@llm/core";
 import { createInputs } from "./decoder.js";
 import type { CausalLM } from "./model.js";
 import type { Score, TokenIds } from "./types.js";
@@ -62,7 +62,7 @@ async function scoreBatch(model: CausalLM, prefix: TokenIds, continuations: read
   }
   if (rows.length === 0)
     return continuations.map(() => ({ logprob: 0, greedy: true, tokenLogprobs: new Float64Array(0) }));
-  const step = noGrad(() =>
+  const compute = (): { logprob: Tensor; greedy: Tensor } =>
     scope(() => {
       const hidden = decoder.forward(
         createInputs(Int32Array.from(ids), Int32Array.from(positions), Int32Array.from(cu)),
@@ -70,7 +70,7 @@ async function scoreBatch(model: CausalLM, prefix: TokenIds, continuations: read
       const wanted = native.gatherRows(hidden, tensor(Int32Array.from(rows)));
       const targets_R = tensor(Int32Array.from(targets));
       const chunk = Math.max(16, Math.floor(logitElements / decoder.spec.vocabSize));
-      const parts: { logprob: ReturnType<typeof tensor>; greedy: ReturnType<typeof tensor> }[] = [];
+      const parts: { logprob: Tensor; greedy: Tensor }[] = [];
       for (let at = 0; at < rows.length; at += chunk) {
         const stop = Math.min(rows.length, at + chunk);
         parts.push(
@@ -87,8 +87,8 @@ async function scoreBatch(model: CausalLM, prefix: TokenIds, continuations: read
         logprob: native.concatRows(parts.map((p) => p.logprob)),
         greedy: native.concatRows(parts.map((p) => p.greedy)),
       };
-    }),
-  );
+    });
+  const step = onDevice(model.device, () => noGrad(compute));
   const logprob = (await step.logprob.data()) as Float32Array;
   const greedy = step.greedy.dataSync() as Int32Array;
   step.logprob.dispose();

@@ -1,5 +1,6 @@
 /** Weights of a Hugging Face folder → a Decoder. checkpoint.ts goes the other way. */
 import {
+  type Device,
   type DType,
   dtypes,
   FormatError,
@@ -16,6 +17,7 @@ import {
   ShapeError,
   type Tensor,
   tensor,
+  tensorLike,
   full,
 } from "@llm/core";
 import type { DecoderSpec, FusedRows, ModelDefinition } from "./arch/spec.js";
@@ -126,6 +128,7 @@ class FileSource implements Source {
   private readonly handle: SafetensorsHandle;
   private readonly dtype: DType | undefined;
   private readonly awq: AwqConfig | undefined;
+  private readonly device: Device;
   /** Linear name → the fused tensor and the rows in it. */
   private readonly parts = new Map<string, { fused: string; rows: Int32Array }>();
   /** The fused W4 tensor read last: its parts are asked for one after the other. */
@@ -136,7 +139,9 @@ class FileSource implements Source {
     dtype: DType | undefined,
     fused: readonly FusedRows[],
     awq: AwqConfig | undefined,
+    device: Device,
   ) {
+    this.device = device;
     this.handle = handle;
     this.dtype = dtype;
     this.awq = awq;
@@ -170,7 +175,7 @@ class FileSource implements Source {
     let t: Tensor;
     if (part && !this.has(name)) {
       const whole = this.mapped(`${part.fused}${name.slice(dot)}`);
-      t = scope(() => native.gatherRows(whole, tensor(part.rows))).keep();
+      t = scope(() => native.gatherRows(whole, tensorLike(whole, part.rows))).keep();
       whole.dispose();
       if (t.shape.length !== shape.length || shape.some((n, i) => n !== t.shape[i])) {
         throw new ShapeError(
@@ -179,6 +184,11 @@ class FileSource implements Source {
         );
       }
     } else t = this.mapped(name, shape);
+    if (this.device !== t.device) {
+      const moved = t.to(this.device, "weights").keep();
+      t.dispose();
+      t = moved;
+    }
     if (this.dtype && t.dtype !== this.dtype) {
       const cast = native.cast(t, code(this.dtype)).keep();
       t.dispose();
@@ -204,9 +214,9 @@ class FileSource implements Source {
     return {
       kind: "w4",
       group,
-      q: tensor(w.q, [outFeatures, inFeatures / 2], "u8", "weights").keep(),
-      scales: tensor(w.scales, [outFeatures, groups], "f32", "weights").keep(),
-      zeros: tensor(w.zeros, [outFeatures, groups], "u8", "weights").keep(),
+      q: tensor(w.q, [outFeatures, inFeatures / 2], "u8", "weights", this.device).keep(),
+      scales: tensor(w.scales, [outFeatures, groups], "f32", "weights", this.device).keep(),
+      zeros: tensor(w.zeros, [outFeatures, groups], "u8", "weights", this.device).keep(),
     };
   }
 
@@ -231,7 +241,7 @@ class FileSource implements Source {
 }
 
 /**
- * Reads a folder's safetensors into a decoder. Weights stay mapped on the file where no cast or fusing is needed.
+ * Reads a folder's safetensors into a decoder. On the CPU weights stay mapped on the file where no cast or fusing is needed.
  * @param dtype  cast floats to this; default as stored
  * @throws {FormatError} a tensor is missing, or one is left over that the model does not know
  */
@@ -239,14 +249,14 @@ export function readDecoder(
   folder: string,
   definition: ModelDefinition,
   spec: DecoderSpec,
-  options: { dtype?: DType | undefined; awq?: AwqConfig | undefined },
+  options: { dtype?: DType | undefined; awq?: AwqConfig | undefined; device: Device },
 ): Decoder {
   const handle = openSafetensors(folder);
   try {
     const fused = definition.fused
       ? Array.from({ length: spec.layers }, (_, i) => definition.fused!(spec, i)).flat()
       : [];
-    const source = new FileSource(handle, options.dtype, fused, options.awq);
+    const source = new FileSource(handle, options.dtype, fused, options.awq, options.device);
     const decoder = noGrad(() => build(definition, spec, source));
     const leftover = [...handle.tensors.keys()].filter(
       (name) =>

@@ -1,5 +1,5 @@
 /** What is learned of a batch: sums over tokens and the weight that they are divided by, never means. T tokens. */
-import { cast, crossEntropy, gatherRows, linearCrossEntropy, sum, type Tensor, tensor } from "@llm/core";
+import { cast, crossEntropy, gatherRows, linearCrossEntropy, sum, type Tensor, tensorLike } from "@llm/core";
 import type { Decoder, TokenBatch } from "@llm/models";
 
 /** What the default objective needs of a model; CausalLM is one. */
@@ -61,7 +61,7 @@ function learnedRows(
   for (let t = 0; t < labels_T.length; t++) if (labels_T[t]! >= 0) rows.push(t);
   if (rows.length > 0.8 * labels_T.length) return { hidden, labels: labels_T, weights: lossWeights_T };
   return {
-    hidden: gatherRows(hidden, tensor(Int32Array.from(rows))),
+    hidden: gatherRows(hidden, tensorLike(hidden, Int32Array.from(rows))),
     labels: Int32Array.from(rows, (t) => labels_T[t]!),
     weights: lossWeights_T && Float32Array.from(rows, (t) => lossWeights_T[t]!),
   };
@@ -73,8 +73,8 @@ function learnedRows(
  */
 export const causalLanguageModel: Objective = (model, batch, { checkpointing }) => {
   const learned = learnedRows(model.hidden(batch, { checkpointing }), batch);
-  const labels = tensor(learned.labels);
-  const weights = learned.weights ? tensor(learned.weights) : null;
+  const labels = tensorLike(learned.hidden, learned.labels);
+  const weights = learned.weights ? tensorLike(learned.hidden, learned.weights) : null;
   const { head } = model.decoder;
   const lossSum =
     head && head.deltas.length > 0

@@ -1,5 +1,15 @@
 /** One optimizer step on one device: micro-batches forward and backward, then one update divided by the weight of all of them. */
-import { backward, native, noGrad, type Optimizer, scope, setRandomStep, type Tensor } from "@llm/core";
+import {
+  backward,
+  type Device,
+  native,
+  noGrad,
+  onDevice,
+  type Optimizer,
+  scope,
+  setRandomStep,
+  type Tensor,
+} from "@llm/core";
 import type { TokenBatch } from "@llm/models";
 import { batchWeight, type Objective, type ObjectiveContext } from "./objective.js";
 
@@ -60,8 +70,9 @@ function queueMicroBatch<M>(
   batch: TokenBatch,
   context: ObjectiveContext,
   number: number,
+  device: Device,
 ): Queued {
-  return scope(() => {
+  const compute = (): Queued => {
     setRandomStep(number);
     const result = objective(model, batch, context);
     backward(result.lossSum);
@@ -74,7 +85,8 @@ function queueMicroBatch<M>(
       values: read(values),
       weight: typeof weightSum === "number" ? weightSum : read(weightSum.detach()).then((w) => w[0]!),
     };
-  });
+  };
+  return onDevice(device, () => scope(compute));
 }
 
 /**
@@ -112,6 +124,7 @@ export class StepRunner<M> {
         batch,
         context,
         microBatchNumber(settings.seed, context.step, i),
+        optimizer.parameters[0]!.tensor.device,
       );
       this.#ahead.push(q.values);
       queued.push(q);

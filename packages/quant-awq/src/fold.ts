@@ -9,7 +9,7 @@ import {
   scope,
   ShapeError,
   type Tensor,
-  tensor,
+  tensorLike,
   UnsupportedError,
 } from "@llm/core";
 import { Block, type CausalLM, Decoder, type DecoderSpec, type Norm } from "@llm/models";
@@ -80,13 +80,13 @@ export function linearFactors(spec: DecoderSpec, scales: BlockScales, role: Line
 
 /** W[n, k] · columns[k], f32; the weight itself (as f32) without columns. */
 export function scaleColumns(w: Tensor, columns: Float32Array | undefined): Tensor {
-  return columns ? native.mulCols(w, tensor(columns), 0) : w;
+  return columns ? native.mulCols(w, tensorLike(w, columns), 0) : w;
 }
 
 /** W[n, k] / rows[n], f32. */
 export function divideRows(w: Tensor, rows: Float32Array | undefined): Tensor {
   if (!rows) return w;
-  return native.transpose(native.mulCols(native.transpose(w), tensor(rows), 1));
+  return native.transpose(native.mulCols(native.transpose(w), tensorLike(w, rows), 1));
 }
 
 const cast = (t: Tensor, like: Tensor): Tensor =>
@@ -107,7 +107,7 @@ export function foldBias(l: Linear, rows: Float32Array | undefined): Tensor | nu
   const { bias } = l;
   if (!bias) return null;
   if (!rows) return shared(bias);
-  return scope(() => cast(native.mulCols(toF32(bias), tensor(rows), 1), bias)).keep();
+  return scope(() => cast(native.mulCols(toF32(bias), tensorLike(bias, rows), 1), bias)).keep();
 }
 
 /**
@@ -123,7 +123,15 @@ export function foldNorm(
     throw new ShapeError(`[foldScales] scales of ${norm.name} must be [${norm.weight.size}], got [${scales.length}]`);
   return noGrad(() => {
     const before = scope(() => toF32(norm.weight).dataSync() as Float32Array);
-    const weight = scope(() => cast(tensor(before.map((w, c) => w / scales[c]!)), norm.weight));
+    const weight = scope(() =>
+      cast(
+        tensorLike(
+          norm.weight,
+          before.map((w, c) => w / scales[c]!),
+        ),
+        norm.weight,
+      ),
+    );
     const after = weight.dataSync() as Float32Array;
     const real = Float32Array.from(scales, (s, c) => {
       const ratio = before[c]! / after[c]!;

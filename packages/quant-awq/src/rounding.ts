@@ -1,5 +1,5 @@
 /** Rounding weights to 4 bits. N out features, K in features, G = ceil(K / group). */
-import { dtypes, native, tensor, type Tensor } from "@llm/core";
+import { dtypes, native, type Tensor, tensorLike } from "@llm/core";
 
 const f32 = dtypes.indexOf("f32");
 const f16 = dtypes.indexOf("f16");
@@ -57,5 +57,5 @@ export function clampGroups(w: Tensor, limits: Float32Array, group: number): { c
       if (touched) cut++;
     }
   }
-  return { clamped: tensor(data, [N, K]), cut };
+  return { clamped: tensorLike(w, data, [N, K]), cut };
 }

@@ -10,7 +10,7 @@ import {
   swiglu,
   noGrad,
   type Tensor,
-  tensor,
+  tensorLike,
 } from "@llm/core";
 import { Block, type Decoder, type DecoderInputs, type DecoderSpec, type Norm } from "@llm/models";
 import { type BlockScales, foldNorm, linearRoles, type LinearRole, scaleColumns } from "./fold.js";
@@ -281,7 +281,7 @@ function rounded(
     const scaled = scaleColumns(w, columns);
     const limited = limits[i] ? clampGroups(scaled, limits[i]!, options.group).clamped : scaled;
     const back = fakeQuantize(limited, options);
-    return columns ? native.mulCols(back, tensor(columns), 1) : back;
+    return columns ? native.mulCols(back, tensorLike(back, columns), 1) : back;
   });
 }
 
@@ -375,11 +375,11 @@ function clipSample(inputs: readonly Tensor[], columns: Float32Array | undefined
         const rows: number[] = [];
         for (let t = 0; t < x.dim(0); t++)
           if ((start + t) % step === 0 && (start + t) / step < clipTokens) rows.push(t);
-        if (rows.length > 0) parts.push(native.gatherRows(x, tensor(Int32Array.from(rows))));
+        if (rows.length > 0) parts.push(native.gatherRows(x, tensorLike(x, Int32Array.from(rows))));
         start += x.dim(0);
       }
       const sample = native.concatRows(parts);
-      return columns ? native.mulCols(sample, tensor(columns), 1) : sample;
+      return columns ? native.mulCols(sample, tensorLike(sample, columns), 1) : sample;
     }),
   ).keep();
 }
@@ -409,7 +409,7 @@ async function searchClip(
         const scaled = scaleColumns(weightOf(l), columns);
         const limited = clip ? clampGroups(scaled, limits, group).clamped : scaled;
         const back = fakeQuantize(limited, options);
-        const difference = native.sub(columns ? native.mulCols(back, tensor(columns), 1) : back, weightOf(l));
+        const difference = native.sub(columns ? native.mulCols(back, tensorLike(back, columns), 1) : back, weightOf(l));
         return inputs.map((x) =>
           scope(() => {
             const d = native.matmul(x, difference, null, 0, 1, 0);

@@ -1,6 +1,6 @@
 /** The engine: many requests over one model, continuous batching on a paged cache. */
 import { freemem } from "node:os";
-import { DisposedError, LlmError, parseOptions } from "@llm/core";
+import { DisposedError, LlmError, onDevice, parseOptions } from "@llm/core";
 import { kvDtypes, PagedCache, planKvBudget } from "@llm/kvcache";
 import {
   type CausalLM,
@@ -111,7 +111,7 @@ export class LocalEngine implements Engine {
       prefixCaching: o.kvCache.prefixCaching,
     });
     this.maxTokens = this.scheduler.maxSequenceTokens;
-    this.cache = new PagedCache(spec, { blockCount, blockSize, dtype });
+    this.cache = onDevice(model.device, () => new PagedCache(spec, { blockCount, blockSize, dtype }));
     this.runner = new Runner(model, this.cache, Math.ceil(this.maxTokens / blockSize), o.plans);
   }
 

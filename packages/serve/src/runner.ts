@@ -1,5 +1,5 @@
 /** Turns a step plan into ids: forward pass over the paged cache, logits, sampling. B rows sampled, V vocabulary. */
-import { native, noGrad, Plan, recordPlan, scope, type Tensor, tensor } from "@llm/core";
+import { native, noGrad, onDevice, Plan, recordPlan, scope, type Tensor, tensor } from "@llm/core";
 import type { PagedCache, PagedStep } from "@llm/kvcache";
 import {
   type CausalLM,
@@ -70,7 +70,8 @@ export class Runner {
       plan.decodeCount === plan.entries.length &&
       entries.length === plan.entries.length &&
       !plan.entries.some((e) => e.promptLogits);
-    const step = noGrad(() => scope(() => this.queue(plan, entries, this.usePlans && decodeOnly)));
+    const compute = () => scope(() => this.queue(plan, entries, this.usePlans && decodeOnly));
+    const step = onDevice(this.model.device, () => noGrad(compute));
     const result: StepOutput = {
       ids: new Int32Array(0),
       logprobs: entries.map(() => undefined),

@@ -166,7 +166,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
       'What the summed loss of an optimizer step is divided by. "token": by the weight of all learned tokens, the mean over tokens; long documents count more than short ones in proportion to their tokens. "batch": by the number of documents with a learned token, as torch\'s `batchmean`: the mean over documents of the document\'s summed loss. Documents are those of `cuSeqlens_B1`; positions without a label are in neither sum.',
       '"token"',
     ],
-    chunk: ["Rows of logits held at a time, of each model. Default about 64 MiB."],
+    chunk: ["Rows of logits held at a time, of each model. Default about 128 MiB."],
   },
   "eval.evaluateOptionsSchema": {
     models: ["Models by the name that the report shows."],

@@ -7,9 +7,14 @@ import { empty, type Tensor } from "../tensor.js";
 
 const code = (dtype: DType): number => dtypes.indexOf(dtype);
 
-/** Rows of logits computed at a time: about 64 MiB of f32 logits, at least 16 rows. */
+/**
+ * Rows of logits computed at a time: at most about 128 MiB of f32 logits, but at least 16 rows; chunks as even as they go. The head's
+ * weight is read and packed once a chunk, so few large chunks are faster.
+ */
 function chunkRows(rows: number, vocabulary: number, chunk?: number): number {
-  return Math.max(1, Math.min(rows, chunk ?? Math.max(16, Math.floor((16 << 20) / Math.max(vocabulary, 1)))));
+  if (chunk !== undefined) return Math.max(1, Math.min(rows, chunk));
+  const most = Math.max(16, Math.floor((32 << 20) / Math.max(vocabulary, 1)));
+  return Math.max(1, Math.ceil(rows / Math.max(1, Math.ceil(rows / most))));
 }
 
 /** An output projection: dense weight [V, C], or any function with its gradient (quantized heads). */
@@ -46,8 +51,8 @@ function chunkedLoss(
   const wantW = gradEnabled() && weight !== undefined && needsGrad(weight);
   const parts = noGrad(() =>
     scope(() => {
-      const dx = wantX ? empty(x.shape, x.dtype, "activations") : null;
-      const dw = wantW ? empty(weight!.shape, "f32", "gradients") : null;
+      const dx = wantX ? empty(x.shape, x.dtype, "activations", x.device) : null;
+      const dw = wantW ? empty(weight!.shape, "f32", "gradients", x.device) : null;
       if (dw) raw.fill(dw, 0);
       const columns: Tensor[][] = Array.from({ length: losses }, () => []);
       const step = chunkRows(rows, weight?.dim(0) ?? 4096, chunk);
@@ -67,7 +72,7 @@ function chunkedLoss(
         kept.forEach((value, i) => columns[i]!.push(value));
       }
       const joined = columns.map((c) =>
-        c.length === 1 ? c[0]! : c.length === 0 ? empty([0], "f32") : raw.concatRows(c),
+        c.length === 1 ? c[0]! : c.length === 0 ? empty([0], "f32", "activations", x.device) : raw.concatRows(c),
       );
       return { joined, dx, dw };
     }),
@@ -89,7 +94,7 @@ function chunkedLoss(
  * @param head    dense weight [V, C] or a Head
  * @param labels  i32 [T], −100 = ignored
  * @param weights f32 [T] or null
- * @param chunk   rows of logits held at a time; default about 64 MiB
+ * @param chunk   rows of logits held at a time; default about 128 MiB
  * @returns       loss f32 [1] (differentiable) and nll f32 [T] (weighted, for reports)
  * @see Hsu et al. 2024 (Liger Kernel), arXiv:2410.10989, section 3.2
  */

@@ -1,9 +1,9 @@
 /**
  * The op cases without a test runner: prints failures and `N passed, N failed`. Bundled into one file it needs only Node and the addon
  * (LLM_NATIVE), so it also runs on a machine without npm.
- * usage: main.js [--only text] [--limit elements] [--inline] [--slowest] [--digest] [--list]
+ * usage: main.js [--device cpu|cuda] [--only text] [--exact op] [--limit elements] [--inline] [--slowest] [--digest] [--list]
  */
-import { nativeDoctor, setExecution } from "@llm/core";
+import { defaultDevice, type Device, nativeDoctor, setDefaultDevice, setExecution } from "@llm/core";
 import { opCases } from "./cases.js";
 import { opChecks } from "./checks.js";
 import { sizeOf } from "./numbers.js";
@@ -19,17 +19,26 @@ function main(): void {
   const only = argument("--only") ?? "";
   const limit = Number(argument("--limit") ?? Infinity);
   const size = (c: OpCase): number => Math.max(0, ...c.inputs.map((x) => (x ? sizeOf(x.shape) : 0)));
-  const cases = opCases.filter((c) => c.name.includes(only) && size(c) <= limit);
+  const exact = argument("--exact");
+  const cases = opCases.filter(
+    (c) => c.name.includes(only) && (exact === undefined || c.op === exact) && size(c) <= limit,
+  );
   const checks = opChecks.filter(
-    (c) => (c.name.includes(only) || c.ops.some((op) => op.includes(only))) && !(c.slow && limit < Infinity),
+    (c) =>
+      (c.name.includes(only) || c.ops.some((op) => op.includes(only))) &&
+      (exact === undefined || c.ops.includes(exact)) &&
+      !(c.slow && limit < Infinity),
   );
   if (process.argv.includes("--list")) {
     for (const { name } of [...cases, ...checks]) console.log(name);
     return;
   }
   if (process.argv.includes("--inline")) setExecution("inline");
-  const { isa, threads } = nativeDoctor();
-  console.log(`isa ${isa}, ${threads} threads`);
+  const device = argument("--device");
+  if (device !== undefined) setDefaultDevice(device as Device);
+  defaultDevice();
+  const { isa, threads, cuda } = nativeDoctor();
+  console.log(defaultDevice() === "cuda" ? `${cuda?.name}, compute ${cuda?.compute}` : `isa ${isa}, ${threads} threads`);
   if (process.argv.includes("--digest")) {
     const digest = newDigest();
     for (const c of cases) digestCase(c, digest);

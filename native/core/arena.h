@@ -1,0 +1,65 @@
+// A device's main pool on expandable segments: one stretch of reserved addresses, physical pages mapped behind it as it grows, blocks
+// cut best-fit from the free ranges and joined again when they are freed. A freed range of any shape is reused, so batches of changing
+// size do not fragment the card (the idea of PyTorch's expandable segments, c10/cuda/CUDACachingAllocator.cpp).
+#pragma once
+#include <functional>
+#include <map>
+#include <set>
+
+#include "core/memory.h"
+
+namespace llm {
+
+// Addresses and physical memory. A test gives a fake one.
+struct PageSource {
+  virtual ~PageSource() = default;
+  virtual char* reserve(int64_t bytes) = 0;             // throws Error
+  virtual bool map(char* at, int64_t bytes) = 0;        // false: no memory left
+  virtual void unmap(char* at, int64_t bytes) = 0;      // the range of one map()
+  virtual void wait_idle() = 0;                         // until nothing queued touches freed memory any more
+};
+
+class Arena {
+ public:
+  // Grows by multiples of `chunk` bytes; blocks are multiples of 512 bytes.
+  Arena(PageSource& pages, int64_t reserve_bytes, int64_t chunk);
+  char* take(int64_t bytes);            // null: no free range is large enough
+  bool grow(int64_t bytes);             // makes room for a block of `bytes` at the end; false: no memory left
+  int64_t give(char* block);            // frees; returns the block's size
+  int64_t unmap_idle();                 // unmaps every chunk that lies in a free range; returns the bytes. The device must be idle
+  int64_t mapped() const { return mapped_; }
+  int64_t used() const { return used_; }
+  bool owns(const void* p) const { return p >= base_ && p < end_; }
+  int64_t largest_free() const { return free_.empty() ? 0 : free_.rbegin()->first; }
+
+ private:
+  void insert_free(char* at, int64_t size);
+  void erase_free(char* at, int64_t size);
+
+  PageSource& pages_;
+  const int64_t chunk_;
+  char *base_, *end_, *limit_;           // reserved from base_ to limit_, mapped (with holes) up to end_
+  std::map<char*, int64_t> ranges_;      // free ranges by address
+  std::set<std::pair<int64_t, char*>> free_;
+  std::map<char*, int64_t> blocks_;      // blocks in use
+  std::map<char*, int64_t> chunks_;      // what each map() covered
+  int64_t mapped_ = 0, used_ = 0;
+};
+
+// Small blocks (up to 1 MiB) and large ones live apart, so that a long-lived small one does not split a large range.
+class ArenaPool : public MainPool {
+ public:
+  ArenaPool(Device device, PageSource& pages, int64_t reserve_bytes);
+  void* allocate(int64_t bytes) override;
+  void release(void* block, int64_t bytes) override;
+  void trim() override;
+
+ private:
+  void unmap_when_idle(std::unique_lock<std::mutex>& lock);
+  void update_cached() { stats_.cached = small_.mapped() + large_.mapped() - small_.used() - large_.used(); }
+  PageSource& pages_;
+  Arena small_, large_;
+  uint64_t releases_ = 0;
+};
+
+}  // namespace llm

@@ -1,0 +1,258 @@
+#include "core/device.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "core/arena.h"
+#include "core/error.h"
+#include "core/executor.h"
+#include "core/threadpool.h"
+#include "gen/ops.h"
+
+namespace llm {
+namespace {
+
+constexpr int64_t kChunk = int64_t{16} << 20;          // a transfer goes through pinned memory in pieces of this size
+constexpr int64_t kPinnedInFlight = int64_t{128} << 20;  // a faster host waits for the device here
+
+const PluginApi* plugin = nullptr;
+
+[[noreturn]] void fail(const char* what, const char* why) {
+  if (why == plugin->out_of_memory) {
+    const MemoryStats s = main_pool(Device::cuda).stats();
+    throw Error(Code::out_of_memory, std::string("[memory] cuda has no room for the scratch space of ") + what + ": " +
+                                         std::to_string(s.live_total >> 20) + " MiB in use; turn down batch tokens or set a memory limit");
+  }
+  if (const char* broken = plugin->broken()) {
+    throw Error(Code::device, std::string("[device] cuda failed in ") + what + ": " + broken + "; the device cannot be used any more by this process");
+  }
+  throw Error(Code::unsupported, std::string("[") + what + "] " + why);
+}
+
+void check(const char* what, const char* why) {
+  if (why) fail(what, why);
+}
+
+// Page-locked host memory, cached by powers of two.
+class Pinned {
+ public:
+  char* take(int64_t bytes) {
+    const int64_t size = size_of(bytes);
+    std::unique_lock lock(mutex_);
+    room_.wait(lock, [&] { return in_flight_ == 0 || in_flight_ + size <= kPinnedInFlight; });
+    in_flight_ += size;
+    auto& list = free_[size];
+    if (!list.empty()) {
+      char* block = list.back();
+      list.pop_back();
+      return block;
+    }
+    lock.unlock();
+    void* block = nullptr;
+    check("pinned host memory", plugin->pinned(static_cast<uint64_t>(size), &block));
+    return static_cast<char*>(block);
+  }
+  void give(char* block, int64_t bytes) {
+    const int64_t size = size_of(bytes);
+    {
+      std::lock_guard lock(mutex_);
+      in_flight_ -= size;
+      free_[size].push_back(block);
+    }
+    room_.notify_all();
+  }
+
+ private:
+  static int64_t size_of(int64_t bytes) {
+    int64_t size = 4096;
+    while (size < bytes) size *= 2;
+    return size;
+  }
+  std::mutex mutex_;
+  std::condition_variable room_;
+  std::map<int64_t, std::vector<char*>> free_;
+  int64_t in_flight_ = 0;
+};
+
+Pinned& pinned() {
+  static Pinned* p = new Pinned;
+  return *p;
+}
+
+// Waits for events in the order in which they were recorded and then acts.
+class Completions {
+ public:
+  void push(std::function<void(const char* why)> act) {
+    void* event = nullptr;
+    check("an event", plugin->record(&event));
+    std::lock_guard lock(mutex_);
+    if (!started_) {
+      started_ = true;
+      std::thread([this] { loop(); }).detach();
+    }
+    queue_.push_back({event, std::move(act)});
+    wake_.notify_one();
+  }
+
+ private:
+  struct Job {
+    void* event;
+    std::function<void(const char* why)> act;
+  };
+  void loop() {
+    for (;;) {
+      Job job;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return !queue_.empty(); });
+        job = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      const char* why = plugin->wait(job.event);
+      plugin->drop(job.event);
+      job.act(why);
+    }
+  }
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Job> queue_;
+  bool started_ = false;
+};
+
+Completions& completions() {
+  static Completions* c = new Completions;
+  return *c;
+}
+
+void note_failure(uint32_t owner, const char* what, const char* why) {
+  try {
+    fail(what, why);
+  } catch (const Error& e) {
+    executor().note_error(owner, e.code, e.what());
+  }
+}
+
+void note_fault(uint32_t owner, int32_t code) {
+  if (code == 0) return;
+  int op = 0;
+  const char* text = "";
+  plugin->fault_text(code, &op, &text);
+  executor().note_error(owner, Code::numeric, std::string("[") + kOps[op].name + "] " + text);
+}
+
+struct DevicePages : PageSource {
+  char* reserve(int64_t bytes) override {
+    void* base = nullptr;
+    if (const char* why = plugin->reserve(static_cast<uint64_t>(bytes), &base)) {
+      throw Error(Code::device, std::string("[device] cuda: no address space: ") + why);
+    }
+    return static_cast<char*>(base);
+  }
+  bool map(char* at, int64_t bytes) override { return plugin->map(at, static_cast<uint64_t>(bytes)) == nullptr; }
+  void unmap(char* at, int64_t bytes) override { plugin->unmap(at, static_cast<uint64_t>(bytes)); }
+  void wait_idle() override {
+    Command c;
+    c.callback = [] { plugin->synchronize(); };
+    const uint64_t seq = executor().push(std::move(c));
+    executor().wait(seq);
+  }
+};
+
+void copy_to_pinned(char* to, const char* from, int64_t bytes) {
+  cpu::parallel_for(bytes, int64_t{1} << 20, [&](int64_t begin, int64_t end) { std::memcpy(to + begin, from + begin, end - begin); });
+}
+
+}  // namespace
+
+void open_device(const std::string& path, int ordinal) {
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  if (plugin) return;
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw Error(Code::device, std::string("[device] the cuda plugin could not be opened: ") + dlerror());
+  const auto entry = reinterpret_cast<PluginEntry>(dlsym(library, "llm_plugin"));
+  if (!entry) throw Error(Code::device, "[device] " + path + " is no plugin of this core");
+  const PluginApi* api = entry();
+  if (api->abi != kPluginAbi || api->op_abi != kAbi) throw Error(Code::device, "[device] " + path + " was built for another version of the core; build both again");
+  if (const char* why = api->open(ordinal)) throw Error(Code::device, std::string("[device] cuda: ") + why);
+  plugin = api;
+  uint64_t free_bytes = 0, total = 0;
+  api->memory_info(&free_bytes, &total);
+  // Holes in the addresses are not filled again, so there are many more addresses than memory.
+  set_main_pool(Device::cuda, new ArenaPool(Device::cuda, *new DevicePages, static_cast<int64_t>((total >> 30) + 1) << 33));
+}
+
+const PluginApi* device_api() { return plugin; }
+
+void device_run(int op, const KernelArgs& args) { check(kOps[op].name, plugin->run(op, &args)); }
+
+void device_upload(char* to, const char* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += kChunk) {
+    const int64_t n = std::min(kChunk, bytes - at);
+    char* block = pinned().take(n);
+    copy_to_pinned(block, from + at, n);
+    check("an upload", plugin->upload(to + at, block, static_cast<uint64_t>(n)));
+    completions().push([block, n](const char*) { pinned().give(block, n); });
+  }
+}
+
+void device_copy(char* to, const char* from, int64_t bytes) { check("a copy", plugin->copy(to, from, static_cast<uint64_t>(bytes))); }
+
+void device_download(char* to, const char* from, int64_t bytes, uint32_t owner, std::function<void()> done) {
+  try {
+    for (int64_t at = 0; at < bytes; at += kChunk) {
+      const int64_t n = std::min(kChunk, bytes - at);
+      char* block = pinned().take(n);
+      check("a download", plugin->download(block, from + at, static_cast<uint64_t>(n)));
+      completions().push([=](const char* why) {
+        if (!why) std::memcpy(to + at, block, n);
+        pinned().give(block, n);
+      });
+    }
+    char* word = pinned().take(4);
+    check("a download", plugin->take_fault(reinterpret_cast<int32_t*>(word)));
+    completions().push([word, owner, done](const char* why) {
+      if (why) note_failure(owner, "queued work", why);
+      else note_fault(owner, *reinterpret_cast<int32_t*>(word));
+      pinned().give(word, 4);
+      done();
+    });
+  } catch (const Error& e) {
+    executor().note_error(owner, e.code, e.what());
+    done();
+  }
+}
+
+DeviceGraph::~DeviceGraph() {
+  if (graph_) plugin->drop_graph(graph_);
+}
+
+void DeviceGraph::run(const std::vector<Command>& commands) {
+  if (graph_) return check("a graph", plugin->launch(graph_));
+  if (warm_) check("a graph", plugin->capture_begin());
+  try {
+    for (const Command& c : commands) c.execute();
+  } catch (...) {
+    if (warm_) {
+      void* broken = nullptr;
+      plugin->capture_end(&broken, &nodes_);
+      if (broken) plugin->drop_graph(broken);
+    }
+    throw;
+  }
+  if (warm_) {
+    check("a graph", plugin->capture_end(&graph_, &nodes_));
+    check("a graph", plugin->launch(graph_));
+  }
+  warm_ = true;
+}
+
+}  // namespace llm

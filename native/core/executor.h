@@ -1,0 +1,41 @@
+// The executor: one thread that runs commands in the order in which they were queued. CPU commands have run when they leave it; those of
+// a device have been handed to its stream, in the same order.
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "core/error.h"
+#include "core/submit.h"
+
+namespace llm {
+
+class Executor {
+ public:
+  uint64_t push(Command&& c);  // returns the command's sequence number
+  void wait(uint64_t seq);
+  void wait_all();
+  void run_here(Command&& c);  // on the calling thread, after everything queued
+
+  // The first error of each JavaScript thread is kept until that thread reads.
+  void note_error(uint32_t owner, Code code, const std::string& text);
+  bool take_error(uint32_t owner, Code& code, std::string& text);
+
+ private:
+  void loop();
+  bool empty_hint();
+
+  std::mutex mutex_;
+  std::condition_variable wake_, room_, finished_;
+  std::deque<Command> queue_;
+  uint64_t pushed_ = 0, taken_ = 0;
+  std::atomic<uint64_t> done_{0};
+  std::unordered_map<uint32_t, std::pair<Code, std::string>> errors_;
+  bool started_ = false, sleeping_ = false;
+};
+
+Executor& executor();
+
+}  // namespace llm

@@ -1,0 +1,163 @@
+// What every kernel file includes: the contract of a kernel and the few building blocks that all of them share.
+//
+// A kernel is a host function that launches work on ctx.stream and returns at once:
+//     const char* scale(Context& ctx, const KernelArgs& k);
+// It returns nullptr, or a static text when it cannot run; shapes and dtypes were checked before by the op's shape rule (ops/rules.cpp).
+// It may be captured into a graph: no allocation, no synchronization, no host reads of device memory. Results must be the same bits in
+// every run (no float atomics whose order matters). Empty shapes are legal and launch nothing. Views marked * in ops.def may have any
+// stride on dim 0 only; all others are dense. Bad ids in the data do not stop anything: the kernel skips them and raises a fault.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/op.h"
+#include "gen/ops.h"
+
+namespace llm::cuda {
+
+// Errors that only the data can show. Texts in faults.cpp, worded as on the CPU.
+enum class Fault : int {
+  none,
+  token_id,         // token id outside the vocabulary
+  row_index,        // row index outside the tensor
+  slot,             // slot outside the cache
+  kv_length,        // kv length beyond the block table
+  block_entry,      // block table entry outside the cache
+  history_length,   // history length outside the history
+  history_token,    // history token outside the vocabulary
+  boundaries,       // sequence boundaries must rise from 0 to the number of tokens
+  position,         // position outside the rotary table
+  logit,            // a logit is NaN or +inf
+  no_logit,         // no token has a finite logit
+  count
+};
+
+struct Context {
+  cudaStream_t stream;
+  int op;              // the op that runs
+  int sms;             // multiprocessors
+  int arch;            // 80, 86, 89, 90, 100 …
+  int shared_bytes;    // most shared memory of a block (opt-in)
+  int64_t l2_bytes;
+  int* fault_word;     // device memory
+
+  // Device memory for this command alone, 256-byte aligned; several calls give several blocks. Contents are undefined. Its address is the
+  // same in every replay of a graph. Throws when the card is full (run() turns that into the command's error).
+  void* scratch(size_t bytes);
+  template <class T>
+  T* scratch_of(size_t n) {
+    return static_cast<T*>(scratch(n * sizeof(T)));
+  }
+  // What device code hands to raise().
+  int code(Fault f) const { return (op << 8) | static_cast<int>(f); }
+};
+
+using CudaKernel = const char* (*)(Context&, const KernelArgs&);
+struct CudaEntry {
+  int op;
+  CudaKernel kernel;
+};
+// A family's table: extern in tables.h, defined at the end of its file as
+//   const CudaEntry cuda_elementwise[] = {{op_add, add}, …};  const int cuda_elementwise_count = sizeof …;
+
+// First fault since the host last asked wins.
+__device__ inline void raise(int* fault_word, int code) { atomicCAS(fault_word, 0, code); }
+
+// nullptr, or the text of the launch's error.
+inline const char* launched() {
+  const cudaError_t e = cudaGetLastError();
+  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+}
+
+using bf16 = __nv_bfloat16;
+using f16 = __half;
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(f16 x) { return __half2float(x); }
+template <class T>
+__device__ T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) { return x; }
+template <>
+__device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <>
+__device__ inline f16 from_float<f16>(float x) { return __float2half_rn(x); }
+
+// 16 bytes of T: one load or store instruction. The address must be 16-byte aligned.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int n = 16 / sizeof(T);
+  T v[n];
+};
+template <class T>
+__device__ inline Pack<T> load_pack(const T* p) {
+  Pack<T> r;
+  *reinterpret_cast<uint4*>(&r) = *reinterpret_cast<const uint4*>(p);
+  return r;
+}
+template <class T>
+__device__ inline void store_pack(T* p, const Pack<T>& r) {
+  *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&r);
+}
+inline bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
+
+template <class T>
+inline T* data_of(const View& v) {
+  return reinterpret_cast<T*>(v.data);
+}
+inline bool present(const View& v) { return v.ndim >= 0; }
+// Rows and columns of a tensor seen as [all but the last dim, last dim].
+inline int64_t last_dim(const View& v) { return v.ndim == 0 ? 1 : v.shape[v.ndim - 1]; }
+
+// Calls f(T{}) with the element type: dispatch(v.dtype, [&](auto t) { using T = decltype(t); … return launched(); }).
+template <class F>
+inline const char* dispatch(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f32: return f(float{});
+    case DType::bf16: return f(bf16{});
+    case DType::f16: return f(f16{});
+    default: return "floating-point elements expected";
+  }
+}
+
+// Sums (or maxima) over the warp and over the block, in a fixed order; every thread gets the result. `shared` holds 32 floats; blocks of
+// whole warps. A second call with the same `shared` needs no barrier of its own.
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) x += __shfl_xor_sync(0xffffffffu, x, o);
+  return x;
+}
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, o));
+  return x;
+}
+template <class Reduce>
+__device__ inline float block_reduce(float x, float neutral, float* shared, Reduce reduce) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = (blockDim.x + 31) >> 5;
+  x = reduce(x);
+  __syncthreads();
+  if (lane == 0) shared[warp] = x;
+  __syncthreads();
+  return reduce(lane < warps ? shared[lane] : neutral);
+}
+__device__ inline float block_sum(float x, float* shared) {
+  return block_reduce(x, 0.f, shared, [](float v) { return warp_sum(v); });
+}
+__device__ inline float block_max(float x, float* shared) {
+  return block_reduce(x, -INFINITY, shared, [](float v) { return warp_max(v); });
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// A grid for a loop that strides over n pieces of `per_block`: enough blocks to fill the card, never more than there is work.
+inline int grid_for(const Context& ctx, int64_t n, int64_t per_block, int blocks_per_sm = 8) {
+  const int64_t want = ceil_div(n, per_block), most = static_cast<int64_t>(ctx.sms) * blocks_per_sm;
+  return static_cast<int>(want < most ? want : most);
+}
+
+}  // namespace llm::cuda

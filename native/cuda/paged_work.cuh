@@ -1,0 +1,150 @@
+// How a decode step's work is spread: a fixed grid of workers, each with an equal share of all (unit, item, keys), whatever the lengths.
+//
+// A unit is one query token; an item is a piece of its heads that one block computes together; keys come in steps. All steps form one
+// line, ordered by unit, item, key, cut into equal shares, one a worker. A worker's share is thus a chain of
+// segments (unit, item, keys). A segment with all keys of its item gives the output; the others leave partial results (a maximum, a sum and
+// sums of values), which combine() folds in the order of the keys. Lengths are read on the device, so a captured graph follows them.
+//
+// Partial results: of a worker's segments at most one lacks the first keys of its item (its first) and at most one has those but lacks the
+// last (its last). So worker c owns two places: 2 c for the former, 2 c + 1 for the latter.
+#pragma once
+#include "cuda/paged.cuh"
+
+namespace llm::cuda {
+
+constexpr int kUnitsPerLaunch = 4096;  // their prefix sums lie in shared memory
+constexpr int kMostWorkers = 2048;
+
+struct Work {
+  int first_unit, units;  // tokens if by_token, else sequences, of which those with a single query count
+  int items, rows;        // items of a unit; heads of an item
+  int step, least;        // keys of a step; steps that a worker takes at least
+  float* o;               // [2 workers, rows, width]
+  float2* ml;             // [2 workers, rows]: maximum (log2), sum
+  int* plan;              // workers, then the prefix sums of the units' steps
+};
+
+struct Unit {
+  int token, sequence;  // token -1: nothing to compute here. sequence -1: a token outside all of them.
+  KeyRange keys;
+};
+
+__device__ inline Unit unit_of(const PagedArgs& a, int u) {
+  int b = u;
+  if (a.by_token) {
+    if (u >= a.sequences || a.cu[u] != u || a.cu[u + 1] != u + 1) {
+      int low = -1, high = a.sequences;  // the last b with cu[b] <= u
+      while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (a.cu[middle] <= u) low = middle;
+        else high = middle;
+      }
+      b = low;
+      if (b < 0 || u >= a.cu[b + 1]) return {u, -1, {0, 0}};
+    }
+  } else if (a.cu[b + 1] - a.cu[b] != 1) {
+    return {-1, b, {0, 0}};
+  }
+  const int token = a.by_token ? u : a.cu[b], keys = keys_of(a, b);
+  return {token, b, visible_keys(keys - (a.cu[b + 1] - token), keys, a.window)};
+}
+
+// The workers' shares of the line differ by at most one step.
+struct Shares {
+  unsigned workers, each, longer;  // the first `longer` have one step more than `each`
+  __device__ Shares(unsigned total, unsigned n) : workers(n), each(n == 0 ? 0 : total / n), longer(total - each * n) {}
+  __device__ unsigned begin(unsigned c) const { return c * each + min(c, longer); }
+  __device__ unsigned worker_of(unsigned at) const {
+    const unsigned split = longer * (each + 1);
+    return at < split ? at / (each + 1) : longer + (at - split) / each;
+  }
+};
+
+struct Segment {
+  Unit unit;
+  int item, begin, end;  // keys [begin, end)
+  bool whole;            // all that the unit sees
+  int place;             // of the partial result
+};
+
+// Calls body(segment) for each segment of this block, with all threads; the segment lies in shared memory. prefix: units + 1 ints of shared
+// memory. Also writes zeros for units without keys.
+template <class Body>
+__device__ inline void work_on(const PagedArgs& a, const Work& w, int* prefix, Body body) {
+  __shared__ int shared[32];
+  __shared__ Segment segment;
+  const bool wrong = boundaries_wrong(a);
+  block_prefix(
+      w.units,
+      [&](int i) {
+        if (wrong) return 0;
+        const KeyRange keys = unit_of(a, w.first_unit + i).keys;
+        return (keys.last - keys.first + w.step - 1) / w.step;
+      },
+      prefix, shared);
+  const unsigned total = static_cast<unsigned>(prefix[w.units]) * w.items;
+  const Shares shares(total, min(gridDim.x, (total + w.least - 1) / w.least));
+  if (blockIdx.x == 0) {
+    for (int i = threadIdx.x; i <= w.units; i += blockDim.x) w.plan[1 + i] = prefix[i];
+    if (threadIdx.x == 0) w.plan[0] = static_cast<int>(shares.workers);
+  }
+  const int64_t row_words = static_cast<int64_t>(a.heads) * a.width * (a.type == DType::f32 ? 2 : 1);  // of 16 bits
+  for (int i = blockIdx.x; i < w.units; i += gridDim.x) {
+    if (prefix[i + 1] != prefix[i]) continue;
+    // Without sound boundaries nobody knows whose a token is: this kernel clears all if its units are tokens, else paged_prefill does.
+    const int token = wrong ? (a.by_token ? w.first_unit + i : -1) : unit_of(a, w.first_unit + i).token;
+    if (token < 0) continue;
+    uint16_t* row = reinterpret_cast<uint16_t*>(a.o) + token * row_words;
+    for (int64_t e = threadIdx.x; e < row_words; e += blockDim.x) row[e] = 0;
+  }
+  if (blockIdx.x >= shares.workers) return;
+  const unsigned end = shares.begin(blockIdx.x + 1);
+  for (unsigned at = shares.begin(blockIdx.x); at < end;) {
+    const int u = find_in_prefix(prefix, w.units, static_cast<int>(at / w.items)), steps = prefix[u + 1] - prefix[u];
+    const int within = static_cast<int>(at) - prefix[u] * w.items, item = within / steps;
+    const int first = within - item * steps, last = min(steps, first + static_cast<int>(end - at));
+    if (threadIdx.x == 0) {
+      Segment& s = segment;
+      s.unit = unit_of(a, w.first_unit + u);
+      s.item = item;
+      s.begin = s.unit.keys.first + first * w.step;
+      s.end = last == steps ? s.unit.keys.last : s.unit.keys.first + last * w.step;
+      s.whole = first == 0 && last == steps;
+      s.place = 2 * static_cast<int>(blockIdx.x) + (first == 0 ? 1 : 0);
+    }
+    __syncthreads();
+    body(segment);
+    __syncthreads();
+    at += last - first;
+  }
+}
+
+// Folds partial results into outputs. After work_on(), with the same arguments.
+const char* combine_partials(Context& ctx, const PagedArgs& a, const Work& w);
+
+// Fills in the scratch space of `w` and runs launch(workers, w) and combine_partials for all units, `per_sm` workers a multiprocessor.
+template <class Launch>
+inline const char* run_work(Context& ctx, const PagedArgs& a, Work w, int per_sm, Launch launch) {
+  const int64_t all = a.by_token ? a.tokens : a.sequences;
+  const int64_t steps = ceil_div(static_cast<int64_t>(a.columns) * a.block, w.step) * w.items;  // of one unit, at most
+  if (steps > INT32_MAX) return "a block table of fewer tokens expected";
+  int64_t most_units = all < kUnitsPerLaunch ? all : kUnitsPerLaunch;
+  if (most_units * steps > INT32_MAX) most_units = INT32_MAX / steps;
+  int64_t workers = ceil_div(most_units * steps, w.least);
+  if (workers > static_cast<int64_t>(ctx.sms) * per_sm) workers = static_cast<int64_t>(ctx.sms) * per_sm;
+  if (workers > kMostWorkers) workers = kMostWorkers;
+  if (workers < 1) workers = 1;  // somebody has to write the zeros
+  w.o = ctx.scratch_of<float>(2 * static_cast<size_t>(workers) * w.rows * a.width);
+  w.ml = ctx.scratch_of<float2>(2 * static_cast<size_t>(workers) * w.rows);
+  w.plan = ctx.scratch_of<int>(static_cast<size_t>(most_units) + 2);
+  for (int64_t at = 0; at < all; at += most_units) {
+    w.first_unit = static_cast<int>(at);
+    w.units = static_cast<int>(all - at < most_units ? all - at : most_units);
+    if (const char* why = launch(static_cast<int>(workers), w)) return why;
+    if (workers > 1)
+      if (const char* why = combine_partials(ctx, a, w)) return why;
+  }
+  return nullptr;
+}
+
+}  // namespace llm::cuda
