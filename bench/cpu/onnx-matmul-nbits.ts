@@ -54,9 +54,10 @@ export function matMulNBitsModel(
   const initializers: Uint8Array[] = [];
   const outputs: Uint8Array[] = [];
   for (let i = 0; i < count; i++) {
+    // No two matrices alike: equal ones could be read once for all.
     const q = new Uint8Array((N * K) / 2);
     for (let j = 0; j < q.length; j++) q[j] = (j * 37 + i * 11) & 255;
-    const scales = new Float32Array(N * groups).fill(0.01);
+    const scales = new Float32Array(N * groups).fill(0.01 + i / 10_000);
     const zeros = new Uint8Array((N * groups) / 2).fill(0x88);
     initializers.push(
       field(5, tensor(`b${i}`, 2, [N, groups, block / 2], q)),

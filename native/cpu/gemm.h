@@ -5,13 +5,14 @@
 //
 // Numbers: products accumulate in f32 (in f64 with the scalar variant); alpha, bias and beta are applied to the finished sum,
 // which is then rounded once to c_type (round to nearest even, NaN kept). beta == 0 never reads C. bf16 and f16 operands are
-// widened exactly, except where the bf16 dot instruction is used (bf16 x bf16 on machines where it is fast): it adds products
-// in pairs and flushes subnormals.
+// widened exactly, except where the bf16 dot instruction or the tile unit is used (bf16 x bf16 on machines where it is fast): they
+// add products in pairs and flush subnormals.
 //
 // Determinism: the order of every sum over k depends on (m, n, k), the operand types and the instruction set only: never on the
 // number of threads, on pointers or on leading dimensions. Few rows (m <= 16 with trans_b, m <= 8 without) stream B, unpacked: a
 // row of C does not depend on m there. Otherwise (n > 8 or trans_a) each element of C is one chain of fused multiply-adds in the
-// order of k (of pairs of k with the bf16 dot instruction), so it depends on neither m nor n.
+// order of k (of pairs of k with the bf16 dot instruction, of 32 k with the tile unit), so it depends on neither m nor n; from
+// k = 32768 on there is one such chain for each slice of 8192 k, and the slices are added in order.
 #pragma once
 
 #include <cstdint>

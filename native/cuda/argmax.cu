@@ -9,28 +9,27 @@ namespace llm::cuda {
 namespace {
 
 __device__ unsigned arrived[kMostGroups];
-constexpr int kAhead = 4;  // packs a thread has on the way
 
-// Elements [begin, end) that the walk's thread visits. Without numbers, or with -inf alone: column 0.
-template <class T, bool kWide>
+// Elements from `begin` on that the walk's thread visits, kAhead packs at a time. Without numbers, or with -inf alone: column 0.
+template <int kAhead, class T, bool kWide>
 __device__ inline uint64_t thread_best(const Walk<T, kWide>& walk, int64_t begin) {
   constexpr int V = Pack<T>::n;
   float best = -INFINITY;
   int64_t col = 0;
   for (int64_t at = begin; at < walk.end; at += kAhead * walk.step()) {
-    Pack<T> q[kAhead];
+    Few<T, V> q[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; u++) q[u] = walk.load(at + u * walk.step());
 #pragma unroll
     for (int u = 0; u < kAhead; u++) {
-      float top = to_float(q[u].v[0]);
+      float top = q[u].get(0);
 #pragma unroll
-      for (int j = 1; j < V; j++) top = fmaxf(top, to_float(q[u].v[j]));
+      for (int j = 1; j < V; j++) top = fmaxf(top, q[u].get(j));
       if (!(top > best)) continue;
       best = top;
 #pragma unroll
       for (int j = V - 1; j >= 0; j--)
-        if (to_float(q[u].v[j]) == top) col = walk.column(at + u * walk.step(), j);
+        if (q[u].get(j) == top) col = walk.column(at + u * walk.step(), j);
     }
   }
   return rank_of(best, col);
@@ -59,7 +58,7 @@ __global__ void __launch_bounds__(512, 2) argmax_block(const T* x, int64_t cols,
   __shared__ uint64_t shared[32];
   const int64_t row = blockIdx.x / splits, begin = blockIdx.x % splits * chunk;
   const Walk<T, kWide> walk{x + row * cols, min(cols, begin + chunk), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)};
-  uint64_t best = block_best(thread_best(walk, begin), shared);
+  uint64_t best = block_best(thread_best<kWide ? 4 : 2>(walk, begin), shared);
   if (splits > 1) {
     if (threadIdx.x == 0) parts[blockIdx.x] = best;
     if (!last_of(arrived + row, splits)) return;
@@ -75,24 +74,26 @@ __global__ void __launch_bounds__(512, 2) argmax_block(const T* x, int64_t cols,
 
 constexpr int kShort = 1024, kRowsPerBlock = 4;
 
-template <class T, bool kWide>
+template <class T, bool kWide, int kAhead>
 __global__ void __launch_bounds__(kRowsPerBlock * 32) argmax_warp(const T* x, int64_t rows, int cols, int32_t* y) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
   if (row >= rows) return;
   const Walk<T, kWide> walk{x + row * cols, cols, static_cast<int>(threadIdx.x & 31), 32};
-  const uint64_t best = warp_best(thread_best(walk, 0));
+  const uint64_t best = warp_best(thread_best<kAhead>(walk, 0));
   if ((threadIdx.x & 31) == 0) y[row] = static_cast<int32_t>(column_of(best));
 }
 
 template <class T, bool kWide>
 const char* launch(Context& ctx, const T* x, int64_t rows, int64_t cols, int32_t* y) {
   if (cols <= kShort) {
-    argmax_warp<T, kWide><<<static_cast<unsigned>(ceil_div(rows, kRowsPerBlock)), kRowsPerBlock * 32, 0, ctx.stream>>>(x, rows, static_cast<int>(cols), y);
+    const auto blocks = static_cast<unsigned>(ceil_div(rows, kRowsPerBlock));
+    if (cols <= 32 * Pack<T>::n) argmax_warp<T, kWide, 1><<<blocks, kRowsPerBlock * 32, 0, ctx.stream>>>(x, rows, static_cast<int>(cols), y);
+    else argmax_warp<T, kWide, 4><<<blocks, kRowsPerBlock * 32, 0, ctx.stream>>>(x, rows, static_cast<int>(cols), y);
     return launched();
   }
   const Split split = split_rows(ctx, rows, cols, 4096, 128 * 8, 4);
   const int64_t bytes = split.chunk * static_cast<int64_t>(sizeof(T));  // 64 a thread and round
-  const int threads = bytes <= 8192 ? 128 : bytes <= 32768 ? 256 : 512;
+  const int threads = bytes <= 8192 ? 128 : bytes <= 32768 || split.splits > 1 ? 256 : 512;
   uint64_t* parts = split.splits == 1 ? nullptr : ctx.scratch_of<uint64_t>(static_cast<size_t>(rows * split.splits));
   argmax_block<T, kWide><<<static_cast<unsigned>(rows * split.splits), static_cast<unsigned>(threads), 0, ctx.stream>>>(x, cols, split.splits,
                                                                                                                      split.chunk, parts, y);

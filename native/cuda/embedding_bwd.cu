@@ -170,21 +170,21 @@ __device__ inline void add_rows(const Add<A, B>& k, Span<B, V>& w, int count, in
 
 // blockIdx.x = a place among the sorted keys; the block works when it is the first of its id and at most kFew have that id.
 template <class A, class B, int V>
-__global__ void __launch_bounds__(256) add_few(const Add<A, B> k) {
+__global__ void __launch_bounds__(256, 5) add_few(const Add<A, B> k) {
   const int at = blockIdx.x, lane = threadIdx.x & 31;
-  const uint32_t id = k.keys[at];
-  if (id >= k.limit || k.key(at - 1) == id) return;
-  if (k.key(at + kFew) == id) {  // left to the second kernel
+  // All at once: the time of this kernel is a chain of loads.
+  const uint32_t id = k.keys[at], before = k.key(at - 1), behind = k.key(at + kFew), key = k.key(at + lane);
+  const int token = at + lane < k.n ? k.tokens[at + lane] : 0;
+  if (id >= k.limit || before == id) return;
+  if (behind == id) {  // left to the second kernel
     if (threadIdx.x == 0 && blockIdx.y == 0) k.many[1 + atomicAdd(k.many, 1)] = at;
     return;
   }
-  const int count = __popc(__ballot_sync(0xffffffffu, k.key(at + lane) == id));
-  const int token = lane < count ? k.tokens[at + lane] : 0;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
   B* row = k.dweight + id * k.cols + column;
   Span<B, V> w{};
   if (column < k.cols) w = Span<B, V>::load(row);
-  add_rows(k, w, count, token, column);
+  add_rows(k, w, __popc(__ballot_sync(0xffffffffu, key == id)), token, column);
   if (column < k.cols) w.store(row);
 }
 

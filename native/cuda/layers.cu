@@ -1,4 +1,4 @@
-// Embedding rows, rotary embedding, SwiGLU and its gradient; the table of the layer kernels (norms in norm.cu, the embedding's
+// Embedding rows, rotary embedding, SwiGLU and its gradient; the table of the layer kernels (norms in norm.cu and norm_bwd.cu, the embedding's
 // gradient in embedding_bwd.cu). All of them read once and write once, 16 bytes at a time where the rows allow it.
 #include "cuda/rows.cuh"
 #include "cuda/tables.h"

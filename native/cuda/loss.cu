@@ -39,6 +39,10 @@ struct RowsOf {
   int code;
 };
 
+struct InBase2 {
+  __device__ float operator()(float x) const { return x * kLog2e; }
+};
+
 // The running softmax of the thread's share of the row, which it keeps in shared memory as far as that goes. `beaten`: an element before
 // `label` is at least as large as `bar`, or one after it larger (looked at for Use::logprob).
 template <class T, Use use>
@@ -48,7 +52,7 @@ __device__ RunningSoftmax softmax_pass(const T* row, const RowPart& part, int ke
   const auto look = [&](float x, int c) { beaten |= c < label ? x >= bar : c > label && x > bar; };
   const auto single = [&](int c) {
     const float x[1] = {to_float(row[c])};
-    sum.add(x, x[0], kLog2e);
+    sum.add(x, x[0], InBase2{});
     if (use == Use::logprob) look(x[0], c);
   };
   for (int c = part.begin + threadIdx.x; c < part.body; c += blockDim.x) single(c);
@@ -76,8 +80,8 @@ __device__ RunningSoftmax softmax_pass(const T* row, const RowPart& part, int ke
       for (int j = 0; j < kPack; j++) x[b * kPack + j] = to_float(p[b].v[j]);
     }
     const float most = largest(x);
-    sum.add(x, most, kLog2e);
-    if (use == Use::logprob && most >= bar) {
+    sum.add(x, most, InBase2{});
+    if (use == Use::logprob && !beaten && most >= bar) {
 #pragma unroll
       for (int b = 0; b < kBatch; b++) {
         const int i = first + b * static_cast<int>(blockDim.x);
@@ -185,7 +189,7 @@ __global__ void __launch_bounds__(1024) softmax_rows(RowsOf<T> a) {
   const float own = to_float(row[label]);  // every thread passes a barrier before any of them writes the row
   bool beaten = false;
   const RunningSoftmax mine = softmax_pass<T, use>(row, part, a.kept, keep, label, own, beaten);
-  RowSum row_sum{mine.over_block(kLog2e, reduce), use == Use::logprob ? __syncthreads_or(beaten) : 0};
+  RowSum row_sum{mine.over_block(reduce, InBase2{}), use == Use::logprob ? __syncthreads_or(beaten) : 0};
   if (a.ranks > 1) row_sum = over_cluster(row_sum, rank, a.ranks);
   const RunningSoftmax all = row_sum.sum;
   if (use == Use::logprob) {

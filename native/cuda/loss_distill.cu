@@ -20,50 +20,51 @@ struct Distill {
   const float* weights;
   float *kl, *ce;
   float temperature, alpha;
-  double cooling;           // 1 / temperature
+  Factor cooling, soft, plain;  // 1 / temperature; log2(e) / temperature; log2(e)
   bool reverse, hard;       // hard: the teacher's argmax is the label
   bool student_wide, teacher_wide;  // every row starts on a 16-byte boundary
   int* fault;
   int code;
 };
 
-// x - m and its product with a factor, each as a rounded value and what the rounding left: probabilities and log-ratios of f32 rows are
-// differences of such products, which cancel.
+// How logits at a temperature become powers of two. `precise` (f32 students): rounded as if the product were exact.
+template <bool precise>
+struct Powers {
+  Factor factor;  // log2(e) / temperature
+  __device__ float operator()(float x) const { return precise ? factor.times(x) : x * factor.high; }
+};
+
+// x - m and its product with a factor, each as a rounded value and what the rounding left: log-ratios are differences of such products.
 struct Exactly {
   float value, rest;
   __device__ static Exactly difference(float x, float m) {
     const float d = x - m, back = d + m;
     return Exactly{d, isfinite(d) ? (x - back) + ((back - d) - m) : 0.f};
   }
-  // factor = high + low.
-  __device__ Exactly times(float high, float low) const {
-    const float p = value * high;
-    return Exactly{p, isfinite(p) ? fmaf(value, high, -p) + fmaf(value, low, rest * high) : 0.f};
+  __device__ Exactly times(const Factor& f) const {
+    const float p = value * f.high;
+    return Exactly{p, isfinite(p) ? fmaf(value, f.high, -p) + fmaf(value, f.rest, rest * f.high) : 0.f};
   }
 };
 
 // A softmax that is known: probability and log-probability of a logit. A sum of 0 (all impossible) gives probability 0.
 template <bool precise>
 struct Softmax {
-  float m, factor, factor_rest, cooling, cooling_rest, inverse_sum, log_sum;
-  __device__ Softmax(const RunningSoftmax& all, double inverse_temperature)
-      : m(all.m),
-        factor(static_cast<float>(inverse_temperature * 1.4426950408889634)),
-        factor_rest(static_cast<float>(inverse_temperature * 1.4426950408889634 - factor)),
-        cooling(static_cast<float>(inverse_temperature)),
-        cooling_rest(static_cast<float>(inverse_temperature - cooling)),
-        inverse_sum(all.s == 0 ? 0.f : 1.f / all.s),
-        log_sum(logf(all.s)) {}
+  Powers<precise> powers;
+  Factor cooling;  // 1 / temperature
+  float m, inverse_sum, log_sum;
+  __device__ Softmax(const RunningSoftmax& all, const Powers<precise>& powers, const Factor& cooling)
+      : powers(powers), cooling(cooling), m(all.m), inverse_sum(all.s == 0 ? 0.f : 1.f / all.s), log_sum(logf(all.s)) {}
   __device__ float probability(float z) const {
-    if (!precise) return exp2_fast((z - m) * factor) * inverse_sum;
-    const Exactly power = Exactly::difference(z, m).times(factor, factor_rest);
+    if (!precise) return exp2_fast(powers(z - m)) * inverse_sum;
+    const Exactly power = Exactly::difference(z, m).times(powers.factor);
     const float p = exp2_fast(power.value) * inverse_sum;
     return fmaf(p, power.rest * 0.6931472f, p);
   }
-  // log(probability(z) / other.probability(y))
+  // log(probability(z) / other.probability(y)), both at one temperature.
   __device__ float log_ratio(float z, const Softmax& other, float y) const {
-    if (!precise) return ((z - m) * cooling - (y - other.m) * other.cooling) - (log_sum - other.log_sum);
-    const Exactly a = Exactly::difference(z, m).times(cooling, cooling_rest), b = Exactly::difference(y, other.m).times(other.cooling, other.cooling_rest);
+    if (!precise) return ((z - m) - (y - other.m)) * cooling.high - (log_sum - other.log_sum);
+    const Exactly a = Exactly::difference(z, m).times(cooling), b = Exactly::difference(y, other.m).times(cooling);
     return ((a.value - b.value) - (log_sum - other.log_sum)) + (a.rest - b.rest);
   }
 };
@@ -90,7 +91,7 @@ __device__ int argmax_over_block(Best mine, Best* shared) {
 }
 
 template <class S, class T>
-__global__ void __launch_bounds__(512) distill_rows(Distill<S, T> a) {
+__global__ void __launch_bounds__(256, 3) distill_rows(Distill<S, T> a) {
   __shared__ float reduce[32];
   __shared__ Best bests[32];
   const int64_t r = blockIdx.x, step = static_cast<int64_t>(blockDim.x) * 8, start = static_cast<int64_t>(threadIdx.x) * 8;
@@ -107,13 +108,14 @@ __global__ void __launch_bounds__(512) distill_rows(Distill<S, T> a) {
     return;
   }
 
-  const float soft_factor = static_cast<float>(a.cooling) * kLog2e;
+  constexpr bool kPrecise = sizeof(S) == 4;  // a 16-bit gradient needs no more than f32
+  const Powers<kPrecise> plain{a.plain}, soft{a.soft};
   RunningSoftmax sum_s, sum_q, sum_p;
   Best best{-INFINITY, INT32_MAX};
   for (int64_t c = start; c < a.cols; c += step) {
     float z[8], zt[8];
     load_eight(student, c, a.cols, a.student_wide, z);
-    sum_s.add(z, largest(z), kLog2e);
+    sum_s.add(z, largest(z), plain);
     if (c >= a.common) continue;
     load_eight(teacher, c, a.common, a.teacher_wide, zt);
 #pragma unroll
@@ -121,17 +123,17 @@ __global__ void __launch_bounds__(512) distill_rows(Distill<S, T> a) {
       if (c + i >= a.common) z[i] = -INFINITY;
       if (zt[i] > best.x) best = Best{zt[i], static_cast<int>(c + i)};
     }
-    sum_q.add(z, largest(z), soft_factor);
-    sum_p.add(zt, largest(zt), soft_factor);
+    sum_q.add(z, largest(z), soft);
+    sum_p.add(zt, largest(zt), soft);
   }
-  using Known = Softmax<sizeof(S) == 4>;  // a 16-bit gradient needs no more than f32
-  const Known s(sum_s.over_block(kLog2e, reduce), 1.0), q(sum_q.over_block(soft_factor, reduce), a.cooling),
-      p(sum_p.over_block(soft_factor, reduce), a.cooling);
+  using Known = Softmax<kPrecise>;
+  const Known s(sum_s.over_block(reduce, plain), plain, a.plain), q(sum_q.over_block(reduce, soft), soft, a.cooling),
+      p(sum_p.over_block(reduce, soft), soft, a.cooling);
   if (a.hard) label = argmax_over_block(best, bests);
   const float own = a.cols > 0 ? to_float(student[label]) : 0.f;
   __syncthreads();  // nobody writes the row before all have read this
 
-  float divergence = 0;
+  float divergence = 0, mass = 0;  // of q or p: 1 but for rounding, which it takes out of KL
   if (a.reverse) {
     for (int64_t c = start; c < a.common; c += step) {
       float z[8], zt[8];
@@ -140,10 +142,12 @@ __global__ void __launch_bounds__(512) distill_rows(Distill<S, T> a) {
 #pragma unroll
       for (int i = 0; i < 8; i++) {
         const float qi = q.probability(z[i]);
+        mass += qi;
         if (qi > 0) divergence += qi * q.log_ratio(z[i], p, zt[i]);
       }
     }
-    divergence = block_sum(divergence, reduce);
+    mass = block_sum(mass, reduce);
+    divergence = mass > 0 ? block_sum(divergence, reduce) / mass : 0.f;
   }
   const float soft_weight = a.alpha * a.temperature, hard_weight = 1.f - a.alpha;
   float forward = 0;
@@ -163,6 +167,7 @@ __global__ void __launch_bounds__(512) distill_rows(Distill<S, T> a) {
         const float qi = q.probability(z[i]), pi = p.probability(zt[i]);
         if (!a.reverse) {
           d = qi - pi;
+          mass += pi;
           if (pi > 0) forward += pi * p.log_ratio(zt[i], q, z[i]);
         } else if (qi > 0) {
           d = qi * (q.log_ratio(z[i], p, zt[i]) - divergence);
@@ -172,7 +177,10 @@ __global__ void __launch_bounds__(512) distill_rows(Distill<S, T> a) {
     }
     store_eight(student, c, a.cols, a.student_wide, z);
   }
-  if (!a.reverse) divergence = block_sum(forward, reduce);
+  if (!a.reverse) {
+    mass = block_sum(mass, reduce);
+    divergence = mass > 0 ? block_sum(forward, reduce) / mass : 0.f;
+  }
   if (threadIdx.x == 0) {
     a.kl[r] = w * a.temperature * a.temperature * divergence;
     a.ce[r] = own == -INFINITY ? w * INFINITY : w * (s.log_sum - (own - s.m));
@@ -193,7 +201,9 @@ const char* run(Context& ctx, const KernelArgs& k) {
   a.kl = data_of<float>(k.out[0]);
   a.ce = data_of<float>(k.out[1]);
   a.temperature = static_cast<float>(k.attr[0]);
-  a.cooling = 1.0 / k.attr[0];
+  a.cooling = Factor::of(1.0 / k.attr[0]);
+  a.soft = Factor::of(1.4426950408889634 / k.attr[0]);
+  a.plain = Factor::of(1.4426950408889634);
   a.alpha = static_cast<float>(k.attr[1]);
   a.reverse = k.attr[2] != 0;
   a.hard = k.attr[3] != 0;
@@ -202,7 +212,7 @@ const char* run(Context& ctx, const KernelArgs& k) {
   a.fault = ctx.fault_word;
   a.code = ctx.code(Fault::token_id);
   if (x.shape[0] == 0) return nullptr;
-  const unsigned threads = a.cols >= 4096 ? 512 : 128;
+  const unsigned threads = a.cols >= 4096 ? 256 : 128;
   distill_rows<S, T><<<static_cast<unsigned>(x.shape[0]), threads, 0, ctx.stream>>>(a);
   return launched();
 }

@@ -1,6 +1,7 @@
 // Rows of logits: a running softmax, and how a block walks over a row with 16-byte accesses whatever the row's alignment.
 #pragma once
 #include <cfloat>
+#include <cmath>
 
 #include "cuda/kernel.cuh"
 
@@ -15,30 +16,42 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
-// Maximum m and sum of exp((x - m) * scale) of the values seen so far. m starts finite so that -inf (an impossible token) adds 0 without
-// special cases; a sum of 0 means that there was nothing else.
+// x * factor for a factor that is not a float: high is below it and rest the rest, never 0, so that -inf stays -inf.
+struct Factor {
+  float high, rest;
+  static Factor of(double f) {
+    float high = static_cast<float>(f);
+    if (static_cast<double>(high) >= f) high = std::nextafter(high, 0.f);
+    return Factor{high, static_cast<float>(f - static_cast<double>(high))};
+  }
+  __device__ float times(float x) const { return fmaf(x, high, x * rest); }
+};
+
+// Maximum m and sum of 2^power(x - m) of the values seen so far. m starts finite so that -inf (an impossible token) adds 0 without special
+// cases; a sum of 0 means that there was nothing else.
 struct RunningSoftmax {
   float m = -FLT_MAX, s = 0;
 
-  // factor = scale * log2(e). `most` is the largest of x.
-  template <int N>
-  __device__ void add(const float (&x)[N], float most, float factor) {
+  // `most` is the largest of x.
+  template <int N, class Power>
+  __device__ void add(const float (&x)[N], float most, const Power& power) {
     const float old = m;
     m = fmaxf(m, most);
-    float a = s * exp2_fast((old - m) * factor), b = 0;
+    float a = s * exp2_fast(power(old - m)), b = 0;
 #pragma unroll
     for (int i = 0; i < N; i += 2) {
-      a += exp2_fast((x[i] - m) * factor);
-      if (i + 1 < N) b += exp2_fast((x[i + 1] - m) * factor);
+      a += exp2_fast(power(x[i] - m));
+      if (i + 1 < N) b += exp2_fast(power(x[i + 1] - m));
     }
     s = a + b;
   }
 
   // Of all threads of the block.
-  __device__ RunningSoftmax over_block(float factor, float* shared) const {
+  template <class Power>
+  __device__ RunningSoftmax over_block(float* shared, const Power& power) const {
     RunningSoftmax all;
     all.m = block_max(m, shared);
-    all.s = block_sum(s * exp2_fast((m - all.m) * factor), shared);
+    all.s = block_sum(s * exp2_fast(power(m - all.m)), shared);
     return all;
   }
 };

@@ -41,18 +41,17 @@ __device__ __forceinline__ int slot_of(const PagedArgs& a, const int* entries, i
   return entry * a.block + static_cast<int>(static_cast<unsigned>(key) - column * block);
 }
 
-// Tokens that sequence b has in the cache; 0 when there are none to look at.
-__device__ inline int keys_of(const PagedArgs& a, int b) {
-  const int keys = a.lengths[b];
-  if (keys > static_cast<int64_t>(a.columns) * a.block) {
+// A sequence's length; 0 when there are no keys to look at.
+__device__ inline int keys_of(const PagedArgs& a, int length) {
+  if (length > static_cast<int64_t>(a.columns) * a.block) {
     raise(a.fault, a.bad_length);
     return 0;
   }
-  if (keys > 0 && a.blocks == 0) {
+  if (length > 0 && a.blocks == 0) {
     raise(a.fault, a.bad_entry);
     return 0;
   }
-  return keys > 0 ? keys : 0;
+  return length > 0 ? length : 0;
 }
 
 // Keys [first, last) that the query at `position` of a sequence with `keys` keys sees.
@@ -64,13 +63,12 @@ __device__ inline KeyRange visible_keys(int position, int keys, int window) {
   return last > first ? KeyRange{first, last} : KeyRange{0, 0};
 }
 
-// Whether the sequences' boundaries fall somewhere. The answer is the block's: every thread calls, every thread gets it.
+// Whether this thread's share of the sequences' boundaries is wrong.
 __device__ inline bool boundaries_wrong(const PagedArgs& a) {
   bool wrong = false;
   if (threadIdx.x == 0) wrong = a.cu[0] < 0 || a.cu[a.sequences] > a.tokens;
   for (int b = threadIdx.x; b < a.sequences; b += blockDim.x) wrong |= a.cu[b] > a.cu[b + 1];
-  wrong = __syncthreads_or(wrong);
-  if (wrong && threadIdx.x == 0) raise(a.fault, a.bad_boundaries);
+  if (wrong) raise(a.fault, a.bad_boundaries);
   return wrong;
 }
 

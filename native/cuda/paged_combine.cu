@@ -1,66 +1,99 @@
-// The second half of a decode step: partial results of the workers (paged_work.cuh) folded into outputs, one block a (unit, head).
+// The second half of a decode step: partial results of the blocks (paged_work.cuh) folded into outputs. kRowWarps warps of a block share a
+// row (unit, head): each takes every kRowWarps-th partial result.
 #include "cuda/paged_work.cuh"
 
 namespace llm::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32, kColumns = 128;
+constexpr int kWarps = 8, kColumns = 128;
 
-__global__ void __launch_bounds__(kThreads) combine(const PagedArgs a, const Work w) {
-  __shared__ float factors[kMostWorkers], sums[kWarps][kColumns], shared[32];
-  const int u = blockIdx.x / a.heads, head = blockIdx.x % a.heads, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+template <int kRowWarps>
+__global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const Work w) {
+  __shared__ float sums[kWarps][kRowWarps > 1 ? kColumns : 1];
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");  // until the first half is over
+#endif
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, part = warp % kRowWarps;
+  const int64_t rows = static_cast<int64_t>(w.units) * a.heads, at = static_cast<int64_t>(blockIdx.x) * (kWarps / kRowWarps) + warp / kRowWarps;
+  const bool inside = at < rows;
+  const int u = inside ? static_cast<int>(at / a.heads) : 0, head = static_cast<int>(at - static_cast<int64_t>(u) * a.heads);
   const int before = w.plan[1 + u], steps = w.plan[2 + u] - before;
-  if (steps == 0) return;
-  const int per_key_head = w.items / a.key_heads, within = head % a.group;
-  const int item = head / a.group * per_key_head + within / w.rows, row = within % w.rows;
-  const Shares shares(static_cast<unsigned>(w.plan[1 + w.units]) * w.items, w.plan[0]);
-  const unsigned at = static_cast<unsigned>(before) * w.items + static_cast<unsigned>(item) * steps;
-  const int first = static_cast<int>(shares.worker_of(at)), count = static_cast<int>(shares.worker_of(at + steps - 1)) - first + 1;
-  if (count == 1) return;
-  const auto place = [&](int i) { return (i == 0 ? 2 * first + 1 : 2 * (first + i)) * static_cast<int64_t>(w.rows) + row; };
-  float top = -INFINITY;
-  for (int i = threadIdx.x; i < count; i += kThreads) top = fmaxf(top, w.ml[place(i)].x);
-  top = block_max(top, shared);
-  const float base = top == -INFINITY ? 0.f : top;
-  float sum = 0.f;
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    const float2 ml = w.ml[place(i)];
-    factors[i] = exp2f(ml.x - base);
-    sum += ml.y * factors[i];
+  const Shares shares(w.plan[1 + w.units], w.plan[0]);
+  int first = 0, count = 0;  // partial results: shares first, first + 1, …
+  if (inside && steps > 0) {
+    first = static_cast<int>(shares.share_of(before));
+    count = static_cast<int>(shares.share_of(before + steps - 1)) - first + 1;
   }
-  sum = block_sum(sum, shared);
-  const float inverse = sum == 0.f ? 0.f : 1.f / sum;
-  const int64_t out = (static_cast<int64_t>(unit_of(a, w.first_unit + u).token) * a.heads + head) * a.width;
+  if (count == 1) count = 0;  // the output is there already
+  const int pieces = w.items / a.key_heads, within = head % a.group, item = head / a.group * pieces + within / w.rows, row = within % w.rows;
+  const auto place = [&](int i) { return (static_cast<int64_t>(i == 0 ? 2 * first + 1 : 2 * (first + i)) * w.items + item) * w.rows + row; };
+
+  float top = -INFINITY, sum = 0.f;
+  for (int i = lane; i < count; i += 32) top = fmaxf(top, w.ml[place(i)].x);
+  top = warp_max(top);
+  const float base = top == -INFINITY ? 0.f : top;
+  for (int i = lane; i < count; i += 32) {
+    const float2 ml = w.ml[place(i)];
+    sum = fmaf(ml.y, exp2f(ml.x - base), sum);
+  }
+  sum = warp_sum(sum);
+  const float inverse = sum == 0.f ? 0.f : __fdividef(1.f, sum);
+  const int64_t out = count > 0 ? (static_cast<int64_t>(unit_of(a, w.first_unit + u).token) * a.heads + head) * a.width : 0;
   for (int begin = 0; begin < a.width; begin += kColumns) {
     float o[kColumns / 32] = {};
-    for (int i = warp; i < count; i += kWarps) {
+#pragma unroll 4
+    for (int i = part; i < count; i += kRowWarps) {
+      const float factor = exp2f(w.ml[place(i)].x - base);
       const float* from = w.o + place(i) * a.width + begin;
 #pragma unroll
       for (int j = 0; j < kColumns / 32; j++)
-        if (begin + lane + 32 * j < a.width) o[j] = fmaf(factors[i], from[lane + 32 * j], o[j]);
+        if (begin + lane + 32 * j < a.width) o[j] = fmaf(factor, from[lane + 32 * j], o[j]);
     }
+    if constexpr (kRowWarps > 1) {
 #pragma unroll
-    for (int j = 0; j < kColumns / 32; j++) sums[warp][lane + 32 * j] = o[j];
-    __syncthreads();
-    if (threadIdx.x < kColumns && begin + static_cast<int>(threadIdx.x) < a.width) {
-      float x = 0.f;
+      for (int j = 0; j < kColumns / 32; j++) sums[warp][lane + 32 * j] = o[j];
+      __syncthreads();
+      if (part == 0)
 #pragma unroll
-      for (int i = 0; i < kWarps; i++) x += sums[i][threadIdx.x];
-      x *= inverse;
-      const int64_t i = out + begin + threadIdx.x;
-      if (a.type == DType::f32) reinterpret_cast<float*>(a.o)[i] = x;
-      else if (a.type == DType::bf16) reinterpret_cast<bf16*>(a.o)[i] = from_float<bf16>(x);
-      else reinterpret_cast<f16*>(a.o)[i] = from_float<f16>(x);
+        for (int j = 0; j < kColumns / 32; j++) {
+          o[j] = 0.f;
+#pragma unroll
+          for (int i = 0; i < kRowWarps; i++) o[j] += sums[warp + i][lane + 32 * j];
+        }
+      __syncthreads();
     }
-    __syncthreads();
+    if (part != 0 || count == 0) continue;
+#pragma unroll
+    for (int j = 0; j < kColumns / 32; j++) {
+      const int d = begin + lane + 32 * j;
+      if (d >= a.width) continue;
+      const float x = o[j] * inverse;
+      if (a.type == DType::f32) reinterpret_cast<float*>(a.o)[out + d] = x;
+      else if (a.type == DType::bf16) reinterpret_cast<bf16*>(a.o)[out + d] = from_float<bf16>(x);
+      else reinterpret_cast<f16*>(a.o)[out + d] = from_float<f16>(x);
+    }
   }
+}
+
+template <int kRowWarps>
+const char* launch(Context& ctx, const PagedArgs& a, const Work& w) {
+  cudaLaunchConfig_t c{};
+  c.gridDim = dim3(static_cast<unsigned>(ceil_div(static_cast<int64_t>(w.units) * a.heads, kWarps / kRowWarps)));
+  c.blockDim = dim3(32 * kWarps);
+  c.stream = ctx.stream;
+  cudaLaunchAttribute early{};  // its blocks may be placed before the first half is over: they wait for that themselves
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  c.attrs = &early;
+  c.numAttrs = ctx.arch >= 90 ? 1 : 0;
+  const cudaError_t e = cudaLaunchKernelEx(&c, combine<kRowWarps>, a, w);
+  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }
 
 }  // namespace
 
 const char* combine_partials(Context& ctx, const PagedArgs& a, const Work& w) {
-  combine<<<static_cast<unsigned>(static_cast<int64_t>(w.units) * a.heads), kThreads, 0, ctx.stream>>>(a, w);
-  return launched();
+  return static_cast<int64_t>(w.units) * a.heads < int64_t{8} * ctx.sms ? launch<8>(ctx, a, w) : launch<2>(ctx, a, w);
 }
 
 }  // namespace llm::cuda

@@ -11,6 +11,7 @@
 // i8: k = code s + m (code as signed, m = minimum + 128 s), so q k = s (q code) + m sum(q), and sum p v = sum (p s) code + sum p m. Codes
 // are exact in f16; queries are scaled to f16's range by a power of two; the running maximum includes log2 s, so that p s is at most 1.
 #include "cuda/attention/ptx.cuh"
+#include "cuda/paged_codes.cuh"
 #include "cuda/paged_work.cuh"
 
 namespace llm::cuda {
@@ -33,28 +34,6 @@ __device__ __forceinline__ uint32_t transposed(uint32_t x) {
   uint32_t y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
-}
-
-// Codes as f16: 0x6400 | (code + 128) is 1152 + code.
-constexpr uint32_t kBias = 0x80808080u, kHigh = 0x64646464u, kOffset = 0x64806480u;
-__device__ __forceinline__ uint32_t minus_offset(uint32_t x) {
-  uint32_t y;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(x), "r"(kOffset));
-  return y;
-}
-// Four neighbouring codes -> two registers.
-__device__ __forceinline__ void widen_codes(uint32_t codes, uint32_t& low, uint32_t& high) {
-  const uint32_t x = codes ^ kBias;
-  low = minus_offset(__byte_perm(x, kHigh, 0x4140));
-  high = minus_offset(__byte_perm(x, kHigh, 0x4342));
-}
-// Four codes of one key and four of another -> pairs (of the first, of the other).
-__device__ __forceinline__ void pair_codes(uint32_t first, uint32_t other, uint32_t (&pairs)[4]) {
-  const uint32_t x = first ^ kBias, y = other ^ kBias, low = __byte_perm(x, y, 0x5140), high = __byte_perm(x, y, 0x7362);
-  pairs[0] = minus_offset(__byte_perm(low, kHigh, 0x4140));
-  pairs[1] = minus_offset(__byte_perm(low, kHigh, 0x4342));
-  pairs[2] = minus_offset(__byte_perm(high, kHigh, 0x4140));
-  pairs[3] = minus_offset(__byte_perm(high, kHigh, 0x4342));
 }
 
 // One warp's state. T: queries; C: cache elements; D: width.
@@ -108,33 +87,28 @@ struct Decoder {
     }
   }
 
-  static __device__ float2 unpack(uint32_t x) {
-    if constexpr (std::is_same_v<T, bf16>) return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
-    else return __half22float2(*reinterpret_cast<const __half2*>(&x));
-  }
   __device__ void scale_queries(int lane) {
     float factor = 1.f, total = 0.f;
     if constexpr (std::is_same_v<T, bf16>) {
       float largest = 0.f;
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; i++) {
-        const float2 x = unpack(q[i / 2][i % 2]);
+        const float2 x = unpack2<T>(q[i / 2][i % 2]);
         largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
       }
       largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 2));
-      const int exponent = min(max(static_cast<int>(__float_as_uint(largest) >> 23), 1), 253);
-      factor = __uint_as_float(exponent << 23);
-      const float inverse = __uint_as_float((254 - exponent) << 23);
+      const QueryScale scale = query_scale(largest);
+      factor = scale.factor;
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; i++) {
-        const float2 x = unpack(q[i / 2][i % 2]);
-        q[i / 2][i % 2] = ptx::pack2<f16>(x.x * inverse, x.y * inverse);
+        const float2 x = unpack2<T>(q[i / 2][i % 2]);
+        q[i / 2][i % 2] = ptx::pack2<f16>(x.x * scale.inverse, x.y * scale.inverse);
       }
     }
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; i++) {
-      const float2 x = __half22float2(*reinterpret_cast<const __half2*>(&q[i / 2][i % 2]));
+      const float2 x = unpack2<f16>(q[i / 2][i % 2]);
       total += x.x + x.y;
     }
     total += __shfl_xor_sync(kAll, total, 1);
@@ -338,8 +312,9 @@ __global__ void __launch_bounds__(kThreads, 3) decode(const PagedArgs a, const W
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane & 3;
   const int pieces = w.items / a.key_heads;
   const float c = a.scale * 1.4426950408889634f;
-  work_on(a, w, prefix, [&](const Segment& seg) {
-    const int key_head = seg.item / pieces, piece = seg.item % pieces;
+  release_dependents();
+  work_on(a, w, prefix, [&](const Segment& seg, int item) {
+    const int key_head = item / pieces, piece = item % pieces;
     const int first_head = key_head * a.group + piece * kHeads, heads = min(kHeads, a.group - piece * kHeads);
     Warp x;
     const T* q = reinterpret_cast<const T*>(a.q) + seg.unit.token * a.q_stride + static_cast<int64_t>(first_head + g) * D;
@@ -408,9 +383,9 @@ const char* run(Context& ctx, const PagedArgs& a) {
   w.items = a.key_heads * static_cast<int>(ceil_div(a.group, kHeads));
   w.rows = kHeads;
   w.step = kWarps * Decoder<T, C, D>::kKeys;
-  w.least = 128 / w.step;
-  return run_work(ctx, a, w, per_sm, [&](int workers, const Work& work) {
-    decode<T, C, D><<<workers, kThreads, (work.units + 1) * sizeof(int), ctx.stream>>>(a, work);
+  w.least = 1;
+  return run_work(ctx, a, w, per_sm, [&](unsigned blocks, const Work& work) {
+    decode<T, C, D><<<blocks, kThreads, (work.units + 1) * sizeof(int), ctx.stream>>>(a, work);
     return launched();
   });
 }

@@ -68,8 +68,9 @@ __global__ void __launch_bounds__(kThreads, 6) generic(const PagedArgs a, const 
   int* prefix = reinterpret_cast<int*>(memory + (a.width + 3) / 4 * 4);
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
   const float c = a.scale * 1.4426950408889634f;
-  work_on(a, w, prefix, [&](const Segment& seg) {
-    const int head = seg.item, key_head = head / a.group;
+  release_dependents();
+  work_on(a, w, prefix, [&](const Segment& seg, int head) {
+    const int key_head = head / a.group;
     for (int d = threadIdx.x; d < a.width; d += kThreads)
       query[d] = load_as(a.q, a.type, seg.unit.token * a.q_stride + static_cast<int64_t>(head) * a.width + d);
     __syncthreads();
@@ -149,8 +150,8 @@ const char* run(Context& ctx, const PagedArgs& a) {
   w.items = a.heads;
   w.rows = 1;
   w.step = 64;
-  w.least = 2;
-  return run_work(ctx, a, w, 6, [&](int workers, const Work& work) {
+  w.least = 1;
+  return run_work(ctx, a, w, 6, [&](unsigned blocks, const Work& work) -> const char* {
     const size_t bytes = (static_cast<size_t>(a.width + 3) / 4 * 4 + work.units + 1) * sizeof(float);
     constexpr size_t kStatic = 12 << 10;
     if (bytes + kStatic > static_cast<size_t>(ctx.shared_bytes)) return "a narrower head expected";
@@ -158,7 +159,7 @@ const char* run(Context& ctx, const PagedArgs& a) {
       const cudaError_t e = cudaFuncSetAttribute(generic<C, kLanes, kHeld, V>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
       if (e != cudaSuccess) return cudaGetErrorString(e);
     }
-    generic<C, kLanes, kHeld, V><<<workers, kThreads, bytes, ctx.stream>>>(a, work);
+    generic<C, kLanes, kHeld, V><<<blocks, kThreads, bytes, ctx.stream>>>(a, work);
     return launched();
   });
 }

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 2) clip_search(const __grid_constant
           if (v < vectors && depth + d < count) {
             const Candidate c = candidates[v];
             const float value = a.w[(first_row + v / steps) * a.cols + first_col + depth + d];
-            e = (c.quantizer.code(fmaxf(-c.clip, fminf(c.clip, value))) - c.quantizer.zero) * c.quantizer.scale - value;
+            e = c.quantizer.rounded(fmaxf(-c.clip, fminf(c.clip, value))) - value;
           }
           errors[d][v] = e;
         }

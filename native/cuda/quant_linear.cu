@@ -15,7 +15,8 @@
 namespace llm::cuda {
 namespace {
 
-constexpr int64_t kFewRows = 64, kFewPlainRows = 32;
+constexpr int64_t kFewRows = 64, kFewPlainRows = 32, kMostPanels = 65535;
+constexpr int64_t kSlabBytes = int64_t{256} << 20;  // of unpacked weights
 constexpr int kThreads = 256;
 constexpr int kBlockOfX = 32;  // columns of x that share a scale in mode 1
 
@@ -90,209 +91,193 @@ __device__ inline uint32_t minus<f16>(uint32_t a, uint32_t b) {
   return *reinterpret_cast<const uint32_t*>(&d);
 }
 
+// (a & mask) | or_ and (a & mask) ^ xor_ in one instruction, which the compiler does not find by itself.
+__device__ inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t or_) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(mask), "r"(or_));
+  return d;
+}
+__device__ inline uint32_t and_xor(uint32_t a, uint32_t mask, uint32_t xor_) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(d) : "r"(a), "r"(mask), "r"(xor_));
+  return d;
+}
+
 // Two of a word's W4 codes minus their zero (`zero` = kOne | zero, twice).
 template <class X>
 __device__ uint32_t pair_w4(uint32_t word, int s, uint32_t zero) {
-  return minus<X>(((word >> (4 * s)) & 0x000f000fu) | kOne<X>, zero);
+  return minus<X>(and_or(word >> (4 * s), 0x000f000fu, kOne<X>), zero);
 }
 // Two of a word's Q8 codes. bf16 has 7 bits of mantissa: bit 7 of a code, its sign, turns the 128.0 to subtract into 256.0.
 template <class X>
 __device__ uint32_t pair_q8(uint32_t word, int s) {
   const uint32_t w = word >> (8 * s);
-  if constexpr (sizeof(X) == 2 && kOne<X> == kOne<bf16>) return minus<X>((w & 0x007f007fu) | kOne<X>, (w & 0x00800080u) | kOne<X>);
-  return minus<X>((w & 0x00ff00ffu) ^ 0x64806480u, 0x64806480u);
+  if constexpr (kOne<X> == kOne<bf16>) return minus<X>(and_or(w, 0x007f007fu, kOne<X>), and_or(w, 0x00800080u, kOne<X>));
+  return minus<X>(and_xor(w, 0x00ff00ffu, 0x64806480u), 0x64806480u);
 }
 
 template <class X, class Y>
 struct Rows {
   const uint4* units;     // [panels][units of a row][32]
-  const float* scales;    // [panels][groups][16]
-  const uint8_t* zeros;   // likewise
+  const float2* scales;   // [panels][groups][8]
+  const uint16_t* zeros;  // likewise
   int row_units, panels, groups;
+  int share;              // units of a warp
   float groups_a_block;   // 32 / columns of a group
   const X* x;
   int64_t ldx, term;      // elements between rows and between the terms of x
-  int m, n, token_tiles;
+  int m, n;
   Bias bias;
   Y* y;                   // [m, n]
 };
 
-constexpr int kStages = 4;      // units that a warp has on the way
 constexpr int kWarpsPerSm = 24;
 template <int panels>
 constexpr int kMostWarps = panels == 1 ? 16 : 8;
 
-__device__ inline void copy_async(uint32_t to_shared, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to_shared), "l"(from));
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;"); }
-template <int n>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(n));
+// 16 bytes of codes: read once, past the L1 cache, which is x's.
+__device__ inline uint4 load_unit(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
 }
 
-// The shared memory of a warp: a ring of stages, each `panels` units and what belongs to them; in the end its sums.
-template <int bits, int panels, int scales>
-struct Ring {
-  static constexpr int kExtra = 64 + 16;  // 16 scales and 16 zeros
-  static constexpr int kUnits = 512 * panels, kStage = kUnits + kExtra * panels * scales, kBytes = kStages * kStage;
+// A lane's part of one unit and of the scales and zeros that belong to it.
+template <int panels, int scales>
+struct Fetched {
+  uint4 codes[panels];
+  float2 scale[panels][scales];
+  uint32_t zeros[panels][scales];  // of rows g and g + 8, in two bytes
 };
 
 // A warp computes `panels` times 16 rows of w by `tiles` times 8 rows of x over its part of the columns. `scales`: scales along a unit (2
-// where groups are no multiple of 64 columns).
-template <class X, class Y, int bits, int terms, int panels, int tiles, int scales>
-__global__ void __launch_bounds__(32 * kMostWarps<panels>, terms == 1 && tiles <= 2 ? 2 : 1) few_rows(const __grid_constant__ Rows<X, Y> a) {
-  using Memory = Ring<bits, panels, scales>;
+// where groups are no multiple of 64 columns). `ahead`: units on the way.
+template <class X, class Y, int bits, int terms, int panels, int tiles, int scales, int ahead>
+__global__ void __launch_bounds__(32 * kMostWarps<panels>, 1) few_rows(const __grid_constant__ Rows<X, Y> a) {
   constexpr int kBlocks = bits == 4 ? 2 : 1, kWidth = 32 * kBlocks, kTokens = 8 * tiles, kRows = 16 * panels;
-  static_assert(kTokens * (kRows + 1) * 4 <= Memory::kBytes);
-  extern __shared__ __align__(16) unsigned char dynamic[];
+  extern __shared__ float sums[];  // [warps][tokens][rows + 1]
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, row = lane >> 2, quarter = lane & 3;
-  const int first_panel = static_cast<int>(blockIdx.x) / a.token_tiles * panels, first_token = static_cast<int>(blockIdx.x) % a.token_tiles * kTokens;
-  unsigned char* ring = dynamic + warp * Memory::kBytes;
-  const uint32_t ring_at = static_cast<uint32_t>(__cvta_generic_to_shared(ring));
+  const int first_panel = static_cast<int>(blockIdx.y) * panels, first_token = static_cast<int>(blockIdx.x) * kTokens;
+  const int begin = warp * a.share, end = min(begin + a.share, a.row_units);
 
-  // What this lane copies of a unit: its own 16 bytes of each panel, and perhaps a piece of the scales (four pieces) or the zeros (the fifth).
-  const uint4* units[panels];
+  const uint4* codes[panels];
+  const float2* scale[panels];
+  const uint16_t* zeros[panels];
 #pragma unroll
   for (int p = 0; p < panels; p++) {
-    const int panel = min(first_panel + p, a.panels - 1);
-    units[p] = a.units + static_cast<int64_t>(panel) * a.row_units * 32 + lane;
+    const int64_t panel = min(first_panel + p, a.panels - 1);
+    codes[p] = a.units + (panel * a.row_units + begin) * 32 + lane;
+    scale[p] = a.scales + panel * a.groups * 8 + row;
+    zeros[p] = a.zeros + panel * a.groups * 8 + row;
   }
-  const int part = lane % 5, which = lane / 5, extra_panel = min(first_panel + which / scales, a.panels - 1), extra_block = which % scales;
-  const bool copies_extra = which < panels * scales && (bits == 4 || part < 4);
-  const int64_t extra_row = static_cast<int64_t>(extra_panel) * a.groups;
-  const unsigned char* extra = part < 4 ? reinterpret_cast<const unsigned char*>(a.scales) + extra_row * 64 + part * 16 : a.zeros + extra_row * 16;
-  const int extra_step = part < 4 ? 64 : 16;
-  const auto fetch = [&](int u, int stage) {
-    const uint32_t to = ring_at + static_cast<uint32_t>(stage * Memory::kStage);
-#pragma unroll
-    for (int p = 0; p < panels; p++) copy_async(to + static_cast<uint32_t>(p * 512 + lane * 16), units[p] + static_cast<int64_t>(u) * 32);
-    if (copies_extra) {
-      // (block + 0.5) / blocks of a group: far enough from a whole number for f32 up to 2^21 blocks.
-      const int g = static_cast<int>((static_cast<float>(u * kBlocks + extra_block) + 0.5f) * a.groups_a_block);
-      copy_async(to + static_cast<uint32_t>(Memory::kUnits + which * Memory::kExtra + part * 16), extra + static_cast<int64_t>(g) * extra_step);
-    }
-  };
-
-  const X* x[tiles];
-  bool real[tiles];
-#pragma unroll
-  for (int t = 0; t < tiles; t++) {
-    const int token = first_token + 8 * t + row;
-    real[t] = token < a.m;
-    x[t] = a.x + (real[t] ? token : 0) * a.ldx + 8 * quarter;
-  }
-  float total[panels][tiles][4] = {};
-
-  const int share = (a.row_units + warps - 1) / warps, begin = warp * share, end = min(begin + share, a.row_units);
-#pragma unroll
-  for (int s = 0; s < kStages; s++) {
-    if (begin + s < end) fetch(begin + s, s);
-    commit_copies();
-  }
-  int stage = 0;
-  for (int u = begin; u < end; u++) {
-    uint4 xs[kBlocks][terms][tiles];
-#pragma unroll
-    for (int h = 0; h < kBlocks; h++)
-#pragma unroll
-      for (int t = 0; t < tiles; t++)
-#pragma unroll
-        for (int e = 0; e < terms; e++)
-          xs[h][e][t] = real[t] ? __ldg(reinterpret_cast<const uint4*>(x[t] + e * a.term + u * kWidth + 32 * h)) : make_uint4(0, 0, 0, 0);
-    wait_copies<kStages - 1>();
-    __syncwarp();
-    const unsigned char* from = ring + stage * Memory::kStage;
-    uint4 unit[panels];
-    float2 scale[panels][scales];
-    uint32_t zeros[panels][scales][2];
+  const auto fetch = [&](int u, int step) {  // unit u, `step` after the one that codes[] points to
+    Fetched<panels, scales> f;
 #pragma unroll
     for (int p = 0; p < panels; p++) {
-      unit[p] = *reinterpret_cast<const uint4*>(from + p * 512 + lane * 16);
+      f.codes[p] = load_unit(codes[p] + step * 32);
 #pragma unroll
       for (int s = 0; s < scales; s++) {
-        const unsigned char* with = from + Memory::kUnits + (p * scales + s) * Memory::kExtra;
-        scale[p][s] = *reinterpret_cast<const float2*>(with + row * 8);
-        if (bits == 4) {
-          const uchar2 z = *reinterpret_cast<const uchar2*>(with + 64 + row * 2);
-          zeros[p][s][0] = kOne<X> | z.x * 0x10001u;
-          zeros[p][s][1] = kOne<X> | z.y * 0x10001u;
-        }
+        // (block + 0.5) / blocks of a group: far enough from a whole number for f32 up to 2^21 blocks.
+        const int g = static_cast<int>((static_cast<float>(u * kBlocks + s) + 0.5f) * a.groups_a_block);
+        f.scale[p][s] = __ldg(scale[p] + g * 8);
+        f.zeros[p][s] = bits == 4 ? __ldg(zeros[p] + g * 8) : 0;
       }
     }
-    __syncwarp();  // all lanes have read the stage that now fills again
-    if (u + kStages < end) fetch(u + kStages, stage);
-    commit_copies();
-    stage = stage + 1 == kStages ? 0 : stage + 1;
+    return f;
+  };
 
+  // Rows beyond the last are computed like row 0 and not stored.
+  const X* x[terms][tiles];
 #pragma unroll
-    for (int p = 0; p < panels; p++) {
-      const uint32_t words[4] = {unit[p].x, unit[p].y, unit[p].z, unit[p].w};
-      float sum[tiles][4] = {};
+  for (int e = 0; e < terms; e++)
+#pragma unroll
+    for (int t = 0; t < tiles; t++) {
+      const int token = first_token + 8 * t + row;
+      x[e][t] = a.x + e * a.term + (token < a.m ? token : 0) * a.ldx + begin * kWidth + 8 * quarter;
+    }
+  float total[panels][tiles][4] = {};
+
+  Fetched<panels, scales> ring[ahead];
+#pragma unroll
+  for (int s = 0; s < ahead; s++)
+    if (begin + s < end) ring[s] = fetch(begin + s, s);
+  for (int u = begin; u < end; u += ahead) {
+#pragma unroll
+    for (int j = 0; j < ahead; j++) {
+      if (u + j >= end) break;
+      const Fetched<panels, scales> now = ring[j];
+      if (u + j + ahead < end) ring[j] = fetch(u + j + ahead, j + ahead);
 #pragma unroll
       for (int h = 0; h < kBlocks; h++) {
         const int s = h * scales / kBlocks;
+        uint4 xs[terms][tiles];
 #pragma unroll
-        for (int step = 0; step < 2; step++) {
-          uint32_t codes[4];
+        for (int e = 0; e < terms; e++)
 #pragma unroll
-          for (int r = 0; r < 2; r++)
+          for (int t = 0; t < tiles; t++) xs[e][t] = __ldg(reinterpret_cast<const uint4*>(x[e][t] + j * kWidth + 32 * h));
 #pragma unroll
-            for (int c = 0; c < 2; c++)
-              codes[2 * c + r] = bits == 4 ? pair_w4<X>(words[2 * h + r], 2 * step + c, zeros[p][s][r]) : pair_q8<X>(words[2 * r + step], c);
+        for (int p = 0; p < panels; p++) {
+          const uint32_t words[4] = {now.codes[p].x, now.codes[p].y, now.codes[p].z, now.codes[p].w};
+          const uint32_t one = kOne<X> >> 24;
+          const uint32_t zero[2] = {__byte_perm(now.zeros[p][s], one, 0x4040), __byte_perm(now.zeros[p][s], one, 0x4141)};
+          float sum[tiles][4] = {};
+#pragma unroll
+          for (int step = 0; step < 2; step++) {
+            uint32_t pairs[4];
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+#pragma unroll
+              for (int c = 0; c < 2; c++)
+                pairs[2 * c + r] = bits == 4 ? pair_w4<X>(words[2 * h + r], 2 * step + c, zero[r]) : pair_q8<X>(words[2 * r + step], c);
+#pragma unroll
+            for (int t = 0; t < tiles; t++)
+#pragma unroll
+              for (int e = terms - 1; e >= 0; e--) {  // the small terms first
+                const uint4 v = xs[e][t];
+                mma<X>(sum[t], pairs, step == 0 ? v.x : v.z, step == 0 ? v.y : v.w);
+              }
+          }
 #pragma unroll
           for (int t = 0; t < tiles; t++)
 #pragma unroll
-            for (int e = terms - 1; e >= 0; e--) {  // the small terms first
-              const uint4 v = xs[h][e][t];
-              mma<X>(sum[t], codes, step == 0 ? v.x : v.z, step == 0 ? v.y : v.w);
-            }
-        }
-        if (scales == 2 || h == kBlocks - 1) {
-#pragma unroll
-          for (int t = 0; t < tiles; t++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-              total[p][t][i] += (i < 2 ? scale[p][s].x : scale[p][s].y) * sum[t][i];
-              sum[t][i] = 0;
-            }
+            for (int i = 0; i < 4; i++) total[p][t][i] = fmaf(i < 2 ? now.scale[p][s].x : now.scale[p][s].y, sum[t][i], total[p][t][i]);
         }
       }
     }
+#pragma unroll
+    for (int p = 0; p < panels; p++) codes[p] += ahead * 32;
+#pragma unroll
+    for (int e = 0; e < terms; e++)
+#pragma unroll
+      for (int t = 0; t < tiles; t++) x[e][t] += ahead * kWidth;
   }
 
-  // The ring is free: the warp's copies have landed and been read.
-  float* sums = reinterpret_cast<float*>(ring);  // [tokens][rows + 1]
+  float* mine = sums + warp * kTokens * (kRows + 1);
 #pragma unroll
   for (int p = 0; p < panels; p++)
 #pragma unroll
     for (int t = 0; t < tiles; t++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) sums[(8 * t + 2 * quarter + (i & 1)) * (kRows + 1) + 16 * p + row + 8 * (i >> 1)] = total[p][t][i];
+      for (int i = 0; i < 4; i++) mine[(8 * t + 2 * quarter + (i & 1)) * (kRows + 1) + 16 * p + row + 8 * (i >> 1)] = total[p][t][i];
   __syncthreads();
   for (int i = threadIdx.x; i < kRows * kTokens; i += blockDim.x) {
     const int token = i / kRows, out = i % kRows, col = first_panel * 16 + out;
     if (first_token + token >= a.m || col >= a.n) continue;
     float v = 0;
-    for (int w = 0; w < warps; w++) v += reinterpret_cast<const float*>(dynamic + w * Memory::kBytes)[token * (kRows + 1) + out];
+    for (int w = 0; w < warps; w++) v += sums[(w * kTokens + token) * (kRows + 1) + out];
     a.y[static_cast<int64_t>(first_token + token) * a.n + col] = from_float<Y>(v + a.bias.at(col));
   }
 }
 
-template <int bits, int panels, int tiles, int scales, class X, class Y, int terms>
+template <int bits, int panels, int tiles, int scales, int ahead, class X, class Y, int terms>
 const char* launch_shape(Context& ctx, Rows<X, Y> a) {
-  const auto kernel = few_rows<X, Y, bits, terms, panels, tiles, scales>;
-  a.token_tiles = (a.m + 8 * tiles - 1) / (8 * tiles);
-  const int blocks = (a.panels + panels - 1) / panels * a.token_tiles;
+  const dim3 blocks(static_cast<unsigned>(ceil_div(a.m, 8 * tiles)), static_cast<unsigned>(ceil_div(a.panels, panels)));
   // Warps along the columns until the card is full, or each has little left to do.
   int warps = 4;
-  while (warps < kMostWarps<panels> && blocks * warps < ctx.sms * kWarpsPerSm / panels && warps * 2 < a.row_units) warps *= 2;
-  const int shared = warps * Ring<bits, panels, scales>::kBytes;
-  if (shared > 48 * 1024) {
-    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (e != cudaSuccess) return cudaGetErrorString(e);
-  }
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(32 * warps), static_cast<size_t>(shared), ctx.stream>>>(a);
+  while (warps < kMostWarps<panels> && static_cast<int64_t>(blocks.x) * blocks.y * warps < ctx.sms * kWarpsPerSm / panels && warps * 2 < a.row_units) warps *= 2;
+  a.share = static_cast<int>(ceil_div(a.row_units, warps));
+  const size_t shared = static_cast<size_t>(warps * 8 * tiles * (16 * panels + 1)) * sizeof(float);
+  few_rows<X, Y, bits, terms, panels, tiles, scales, ahead><<<blocks, static_cast<unsigned>(32 * warps), shared, ctx.stream>>>(a);
   return launched();
 }
 
@@ -300,8 +285,8 @@ template <class X, class Y, int bits, int terms>
 const char* launch_few_rows(Context& ctx, const Packed& p, const X* x, int64_t ldx, int64_t term, int64_t m, Bias bias, Y* y) {
   Rows<X, Y> a{};
   a.units = reinterpret_cast<const uint4*>(p.q);
-  a.scales = p.scales;
-  a.zeros = p.zeros;
+  a.scales = reinterpret_cast<const float2*>(p.scales);
+  a.zeros = reinterpret_cast<const uint16_t*>(p.zeros);
   a.row_units = static_cast<int>(p.k / p.width());
   a.panels = static_cast<int>(p.n / 16);
   a.groups = static_cast<int>(p.groups);
@@ -316,9 +301,10 @@ const char* launch_few_rows(Context& ctx, const Packed& p, const X* x, int64_t l
   a.y = y;
   const auto with = [&](auto scales) {
     constexpr int s = decltype(scales)::value;
-    if (m <= 8) return launch_shape<bits, 1, 1, s, X, Y, terms>(ctx, a);
-    if (m <= 16 || terms > 1) return launch_shape<bits, 2, 2, s, X, Y, terms>(ctx, a);
-    return launch_shape<bits, 2, 4, s, X, Y, terms>(ctx, a);
+    if (m <= 8) return launch_shape<bits, 1, 1, s, 4, X, Y, terms>(ctx, a);
+    if constexpr (terms == 1)
+      if (m > 16) return launch_shape<bits, 2, 4, s, 4 / s, X, Y, terms>(ctx, a);
+    return launch_shape<bits, 2, 2, s, 4 / s, X, Y, terms>(ctx, a);
   };
   if constexpr (bits == 4) {
     if (group % 64 != 0) return with(std::integral_constant<int, 2>{});
@@ -369,7 +355,7 @@ const char* linear(Context& ctx, const KernelArgs& k) {
   int64_t ldx = m == 1 ? p.k : view.stride[0];
   T* y = data_of<T>(k.out[0]);
   if (m == 0 || p.n == 0) return nullptr;
-  if (p.tiled && p.k > 0 && m <= kFewRows) {
+  if (p.tiled && p.k > 0 && m <= kFewRows && p.n <= kMostPanels * 16) {
     if constexpr (sizeof(T) == 4) {
       const bf16* terms = prepared<T, bf16, 3>(ctx, x, ldx, m, p, round);
       return launch_few_rows<bf16, T, bits, 3>(ctx, p, terms, p.k, m * p.k, m, bias, y);
@@ -389,23 +375,29 @@ const char* linear(Context& ctx, const KernelArgs& k) {
     plain_rows<<<grid_for(ctx, p.n * ceil_div(m, 4), kThreads / 32), kThreads, 0, ctx.stream>>>(p, x, ldx, m, bias, y);
     return launched();
   }
-  T* w = ctx.scratch_of<T>(static_cast<size_t>(p.n * p.k));
-  if (const char* error = unpack(ctx, p, w, view.dtype)) return error;
-  Gemm g;
-  g.m = m;
-  g.n = p.n;
-  g.k = p.k;
-  g.a = x;
-  g.lda = ldx;
-  g.b = w;
-  g.ldb = p.k;
-  g.trans_b = true;
-  g.c = y;
-  g.ldc = p.n;
-  g.dtype_a = g.dtype_b = g.dtype_c = view.dtype;
-  g.bias = bias.data;
-  g.dtype_bias = bias.dtype;
-  return gemm(ctx, g);
+  // In slabs of rows of w, so that a vocabulary's worth of weights needs no more scratch memory than a layer's.
+  const int64_t most = p.k == 0 ? p.n : kSlabBytes / (p.k * static_cast<int64_t>(sizeof(T))) / 64 * 64, slab = most < 64 ? 64 : most < p.n ? most : p.n;
+  T* w = ctx.scratch_of<T>(static_cast<size_t>(slab * p.k));
+  for (int64_t first = 0; first < p.n; first += slab) {
+    const Packed part = p.rows(first, p.n - first < slab ? p.n - first : slab);
+    if (const char* error = unpack(ctx, part, w, view.dtype)) return error;
+    Gemm g;
+    g.m = m;
+    g.n = part.n;
+    g.k = p.k;
+    g.a = x;
+    g.lda = ldx;
+    g.b = w;
+    g.ldb = p.k;
+    g.trans_b = true;
+    g.c = y + first;
+    g.ldc = p.n;
+    g.dtype_a = g.dtype_b = g.dtype_c = view.dtype;
+    if (bias.data != nullptr) g.bias = static_cast<const char*>(bias.data) + first * static_cast<int64_t>(dtype_bytes(bias.dtype));
+    g.dtype_bias = bias.dtype;
+    if (const char* error = gemm(ctx, g)) return error;
+  }
+  return nullptr;
 }
 
 template <int bits>

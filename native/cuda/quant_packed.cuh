@@ -25,6 +25,15 @@ struct Packed {
   const uint8_t* zeros;  // W4
 
   int64_t width() const { return bits == 4 ? 64 : 32; }
+  // `count` rows from row `first` on; both multiples of 16 unless it is the end.
+  Packed rows(int64_t first, int64_t count) const {
+    Packed p = *this;
+    p.n = count;
+    p.q += first * k * bits / 8;
+    p.scales += first * groups;
+    if (bits == 4) p.zeros += first * groups;
+    return p;
+  }
 };
 
 inline Packed packed_of(int bits, int64_t n, int64_t k, int64_t group, const void* base) {

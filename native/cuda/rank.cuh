@@ -30,16 +30,15 @@ struct Walk {
   __device__ int step() const { return threads * V; }
   __device__ int64_t column(int64_t at, int j) const { return kWide ? at + thread * V + j : at + j * threads + thread; }
   // Past the end: -inf.
-  __device__ Pack<T> load(int64_t at) const {
-    Pack<T> q;
-#pragma unroll
-    for (int j = 0; j < V; j++) q.v[j] = from_float<T>(-INFINITY);
+  __device__ Few<T, V> load(int64_t at) const {
+    Few<T, V> q;
     if constexpr (kWide) {
-      if (column(at, 0) < end) q = load_pack(row + column(at, 0));
+      if (column(at, 0) < end) return Few<T, V>::load(row + column(at, 0));
+#pragma unroll
+      for (int j = 0; j < V; j++) q.put(j, from_float<T>(-INFINITY));
     } else {
 #pragma unroll
-      for (int j = 0; j < V; j++)
-        if (column(at, j) < end) q.v[j] = row[column(at, j)];
+      for (int j = 0; j < V; j++) q.put(j, column(at, j) < end ? row[column(at, j)] : from_float<T>(-INFINITY));
     }
     return q;
   }

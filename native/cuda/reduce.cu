@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) total_kernel(int64_t n, double divis
   __shared__ double shared[32];
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, steps = n / V;
   double total = 0;
-  constexpr int kAhead = 4;
+  constexpr int kAhead = 8;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < steps; i += kAhead * step) {
     float s[kAhead];
 #pragma unroll
@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(kThreads) total_kernel(int64_t n, double divis
 
 template <int V, class Terms>
 const char* total_as(Context& ctx, int64_t n, bool aligned, double divisor, float* y, const Terms& terms) {
-  const int64_t want = ceil_div(n, (aligned ? V : 1) * kThreads * 4);
-  const int blocks = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(want, static_cast<int64_t>(ctx.sms) * 8)));
+  const int64_t want = ceil_div(n, (aligned ? V : 1) * kThreads * 2);
+  const int blocks = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(want, static_cast<int64_t>(ctx.sms) * 4)));
   double* parts = blocks == 1 ? nullptr : ctx.scratch_of<double>(static_cast<size_t>(blocks));
   if (aligned) total_kernel<V><<<static_cast<unsigned>(blocks), kThreads, 0, ctx.stream>>>(n, divisor, parts, y, terms);
   else total_kernel<1><<<static_cast<unsigned>(blocks), kThreads, 0, ctx.stream>>>(n, divisor, parts, y, terms);
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       for (int u = 0; u < kAhead; u++)
         if (r + u * tall < end)
 #pragma unroll
-          for (int j = 0; j < V; j++) state[j] = fold<kFold>(state[j], to_float(q[u].v[j]));
+          for (int j = 0; j < V; j++) state[j] = fold<kFold>(state[j], q[u].get(j));
     }
   }
 #pragma unroll
@@ -206,8 +206,8 @@ const char* columns_launch(Context& ctx, const View& v, float* y) {
   int wide = 1;
   while (wide < 32 && wide < steps) wide *= 2;
   const int64_t across = ceil_div(steps, wide), tall = kThreads / wide;
-  // Parts of the rows: enough blocks to fill the card, at least eight rows a thread.
-  int64_t parts = std::min(ceil_div(static_cast<int64_t>(ctx.sms) * 4, across), ceil_div(rows, tall * 8));
+  // Parts of the rows: as many blocks as the card holds at once (no second round for a few), at least eight rows a thread.
+  int64_t parts = std::min(static_cast<int64_t>(ctx.sms) * 4 / across, ceil_div(rows, tall * 8));
   if (across > kMostGroups || parts < 1) parts = 1;
   const int64_t part_rows = std::max<int64_t>(1, ceil_div(rows, parts));
   parts = std::max<int64_t>(1, ceil_div(rows, part_rows));

@@ -11,15 +11,16 @@ const char* topk(Context& ctx, const KernelArgs& k);
 
 constexpr int kMostGroups = 1024;  // results of one command that several blocks share
 
-// How a few long rows are shared out: `splits` blocks a row, each over `chunk` elements (a multiple of `multiple`, at least `least`). One
-// split where the rows alone fill the card several times.
+// How a few long rows are shared out: `splits` blocks a row, each over `chunk` elements (a multiple of `multiple`, about `least` or more),
+// no more blocks than the card holds at once. One split where the rows alone fill the card.
 struct Split {
   int splits;
   int64_t chunk;
 };
 inline Split split_rows(const Context& ctx, int64_t rows, int64_t cols, int64_t least, int64_t multiple, int blocks_per_sm) {
   if (rows == 0 || rows >= 4 * ctx.sms || rows > kMostGroups || cols < 2 * least) return Split{1, cols};
-  const int64_t want = ceil_div(static_cast<int64_t>(ctx.sms) * blocks_per_sm, rows), most = ceil_div(cols, least);
+  const int64_t want = static_cast<int64_t>(ctx.sms) * blocks_per_sm / rows, most = ceil_div(cols, least);
+  if (want < 2) return Split{1, cols};
   const int64_t chunk = ceil_div(ceil_div(cols, want < most ? want : most), multiple) * multiple;
   return Split{static_cast<int>(ceil_div(cols, chunk)), chunk};
 }

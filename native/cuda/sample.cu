@@ -29,15 +29,25 @@ __global__ void __launch_bounds__(kPeakThreads) peaks(const T* logits, int64_t c
   const int64_t row = blockIdx.x / slices, slice = blockIdx.x % slices, width = (cols + slices - 1) / slices;
   const int64_t begin = min(cols, slice * width), end = min(cols, begin + width);
   Peak p{-INFINITY, 0.f, INT32_MAX, 0};
-  visit(logits + row * cols, begin, end, [&](int64_t i, float x) {
-    p.wrong |= !(x < INFINITY);
-    if (x > p.largest) {
-      p.sum = p.sum * ptx::exp2_fast((p.largest - x) * kLog2e) + 1.f;
-      p.largest = x;
-      p.best = static_cast<int>(i);
-    } else if (x > -INFINITY) {
-      p.sum += ptx::exp2_fast((x - p.largest) * kLog2e);
+  visit_packs(logits + row * cols, begin, end, [&](int64_t i, const auto& v) {
+    constexpr int n = sizeof(v) / sizeof(float);
+    float top = v[0];
+#pragma unroll
+    for (int e = 0; e < n; e++) {
+      p.wrong |= !(v[e] < INFINITY);
+      top = fmaxf(top, v[e]);
     }
+    if (top > p.largest) {
+      p.sum *= ptx::exp2_fast((p.largest - top) * kLog2e);
+      p.largest = top;
+#pragma unroll
+      for (int e = n - 1; e >= 0; e--)
+        if (v[e] == top) p.best = static_cast<int>(i) + e;
+    }
+    if (p.largest == -INFINITY) return;
+    const float base = p.largest * -kLog2e;
+#pragma unroll
+    for (int e = 0; e < n; e++) p.sum += ptx::exp2_fast(fmaf(v[e], kLog2e, base));
   });
 #pragma unroll
   for (int d = 16; d > 0; d >>= 1) merge(p, shuffled(p, d));
@@ -52,6 +62,7 @@ __global__ void __launch_bounds__(kPeakThreads) peaks(const T* logits, int64_t c
 template <class T>
 __global__ void __launch_bounds__(kBinThreads) histogram(const SampleArgs a, Histogram* out) {
   __shared__ uint32_t count[kBins], excess[kBins];
+  __shared__ Edge edges[kBinsOfOctave];
   __shared__ Row shared_row;
   __shared__ int highest;
   const int64_t row = blockIdx.x / a.slices, slice = blockIdx.x % a.slices;
@@ -64,17 +75,19 @@ __global__ void __launch_bounds__(kBinThreads) histogram(const SampleArgs a, His
       highest = -1;
     }
   }
+  fill_edges(edges);
   for (int i = threadIdx.x; i < kBins; i += kBinThreads) count[i] = excess[i] = 0;
   __syncthreads();
   if (shared_row.wrong || shared_row.largest == -INFINITY) return;
-  const Weights weights(shared_row.largest, heat, a.lift);
+  const Weights weights(shared_row.largest, heat, a.lift, edges);
   const int64_t width = (a.cols + a.slices - 1) / a.slices, begin = min(a.cols, slice * width), end = min(a.cols, begin + width);
   visit(static_cast<const T*>(a.logits) + row * a.cols, begin, end, [&](int64_t, float x) {
-    double y;
-    const int bin = weights.bin(x, y);
-    if (bin >= kBins) return;
+    const float depth = weights.depth(x);
+    if (!(depth < kBins)) return;
+    int bin;
+    const uint32_t above = weights.excess(depth, bin);
     atomicAdd(&count[bin], 1u);
-    atomicAdd(&excess[bin], weights.mantissa(y, bin) - weights.edge(bin));
+    atomicAdd(&excess[bin], above);
   });
   __syncthreads();
   int used = -1;

@@ -43,29 +43,42 @@ __device__ inline Row row_of(const Peak* peaks, int slices) {
   return {largest, best, __any_sync(0xffffffffu, own.wrong) != 0, sum};
 }
 
-// f(index, value) for this thread's share of row[begin, end), in rising order: packs of 16 bytes, single elements at the ends.
+// f(index of the first, values) for this thread's share of row[begin, end), in rising order: arrays of 16 bytes' worth of elements, and of one
+// at the ends.
 template <class T, class F>
-__device__ __forceinline__ void visit(const T* row, int64_t begin, int64_t end, F f) {
+__device__ __forceinline__ void visit_packs(const T* row, int64_t begin, int64_t end, F f) {
   constexpr int n = Pack<T>::n, kAhead = 4;
-  const int64_t skip = (16 - (reinterpret_cast<uintptr_t>(row + begin) & 15)) % 16 / sizeof(T);
+  const auto one = [&](int64_t i) {
+    const float v[1] = {to_float(row[i])};
+    f(i, v);
+  };
+  const auto pack = [&](int64_t i, const Pack<T>& p) {
+    float v[n];
+#pragma unroll
+    for (int e = 0; e < n; e++) v[e] = to_float(p.v[e]);
+    f(i, v);
+  };
+  const int64_t skip = (16 - (reinterpret_cast<uintptr_t>(row + begin) & 15)) % 16 / sizeof(T), stride = blockDim.x;
   const int64_t head = min(end, begin + skip), packs = (end - head) / n, tail = head + packs * n;
-  if (begin + threadIdx.x < head) f(begin + threadIdx.x, to_float(row[begin + threadIdx.x]));
+  if (begin + threadIdx.x < head) one(begin + threadIdx.x);
   int64_t i = threadIdx.x;
-  for (; i + (kAhead - 1) * static_cast<int64_t>(blockDim.x) < packs; i += kAhead * static_cast<int64_t>(blockDim.x)) {
+  for (; i + (kAhead - 1) * stride < packs; i += kAhead * stride) {
     Pack<T> p[kAhead];
 #pragma unroll
-    for (int a = 0; a < kAhead; a++) p[a] = load_pack(row + head + (i + a * static_cast<int64_t>(blockDim.x)) * n);
+    for (int a = 0; a < kAhead; a++) p[a] = load_pack(row + head + (i + a * stride) * n);
 #pragma unroll
-    for (int a = 0; a < kAhead; a++)
-#pragma unroll
-      for (int e = 0; e < n; e++) f(head + (i + a * static_cast<int64_t>(blockDim.x)) * n + e, to_float(p[a].v[e]));
+    for (int a = 0; a < kAhead; a++) pack(head + (i + a * stride) * n, p[a]);
   }
-  for (; i < packs; i += blockDim.x) {
-    const Pack<T> p = load_pack(row + head + i * n);
+  for (; i < packs; i += stride) pack(head + i * n, load_pack(row + head + i * n));
+  if (tail + threadIdx.x < end) one(tail + threadIdx.x);
+}
+// f(index, value) likewise.
+template <class T, class F>
+__device__ __forceinline__ void visit(const T* row, int64_t begin, int64_t end, F f) {
+  visit_packs(row, begin, end, [&](int64_t i, const auto& v) {
 #pragma unroll
-    for (int e = 0; e < n; e++) f(head + i * n + e, to_float(p.v[e]));
-  }
-  if (tail + threadIdx.x < end) f(tail + threadIdx.x, to_float(row[tail + threadIdx.x]));
+    for (int e = 0; e < static_cast<int>(sizeof(v) / sizeof(float)); e++) f(i + e, v[e]);
+  });
 }
 
 // Rank keys: larger logits have smaller keys, -0 = +0.
@@ -75,40 +88,60 @@ __device__ inline uint32_t rank_key(float x) {
 }
 __device__ inline float logit_of(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key : ~key & 0x7fffffffu); }
 
+// 2^22 2^(-j / 64), and a whole number just below 2^22 2^(-(j + 1) / 64): the mantissas at the ends of bin j of an octave. Each kernel has
+// the table in shared memory.
+struct Edge {
+  float high, low;
+};
+__device__ inline void fill_edges(Edge* edges) {
+  for (int j = threadIdx.x; j < kBinsOfOctave; j += blockDim.x) {
+    const auto mantissa = [](int i) { return exp2f(i * (-1.f / kBinsOfOctave)) * (1 << kMantissa); };
+    edges[j] = {mantissa(j), floorf(mantissa(j + 1)) - 4.f};
+  }
+}
+
 struct Weights {
-  double largest, octaves;  // of a unit of logit
-  int lift;                 // masses are mantissas shifted left by lift - octave
+  float largest, bins;  // of a unit of logit
+  int lift;             // masses are mantissas shifted left by lift - octave
+  const Edge* edges;
 
-  __device__ Weights(float largest, float temperature, int lift)
-      : largest(largest), octaves(1.4426950408889634 / static_cast<double>(temperature)), lift(lift) {}
+  __device__ Weights(float largest, float temperature, int lift, const Edge* edges)
+      : largest(largest), bins(static_cast<float>(kBinsOfOctave * 1.4426950408889634 / temperature)), lift(lift), edges(edges) {}
 
-  // Bin of a logit and its octaves below the largest; kBins for one without mass.
-  __device__ int bin(float x, double& y) const {
-    y = (largest - static_cast<double>(x)) * octaves;
-    return y < kBins / kBinsOfOctave ? static_cast<int>(y * kBinsOfOctave) : kBins;
+  // How far below the largest, in bins; kBins or more (or NaN): without mass.
+  __device__ float depth(float x) const { return (largest - x) * bins; }
+  __device__ int bin(float x) const {
+    const float d = depth(x);
+    return d < kBins ? static_cast<int>(d) : kBins;
   }
   // Bits that the shift would lose are cleared, so that masses add up like mantissas.
   __device__ uint32_t cut(uint32_t mantissa, int octave) const {
     const int lost = octave - lift;
     return lost <= 0 ? mantissa : lost > kMantissa ? 0u : mantissa >> lost << lost;
   }
-  __device__ uint32_t mantissa(double y, int bin) const {
-    const int octave = bin / kBinsOfOctave;
-    const float fraction = static_cast<float>(y - octave);
-    return cut(__float2uint_rn(ptx::exp2_fast(-fraction) * (1 << kMantissa)), octave);
-  }
-  // A mantissa that none of the bin's is below.
-  __device__ uint32_t edge(int bin) const {
-    const float fraction = static_cast<float>(bin % kBinsOfOctave + 1) * (1.f / kBinsOfOctave);
-    return cut(__float2uint_rd(ptx::exp2_fast(-fraction) * (1 << kMantissa)) - 8u, bin / kBinsOfOctave);
+  // The least mantissa of a bin, and by how much a token's is larger; depth < kBins. Adding 2^23 makes whole numbers of floats.
+  __device__ uint32_t edge(int bin) const { return cut(static_cast<uint32_t>(edges[bin % kBinsOfOctave].low), bin / kBinsOfOctave); }
+  __device__ uint32_t excess(float depth, int& bin) const {
+    const float whole = __fadd_rd(depth, 0x1p23f);
+    bin = static_cast<int>(__float_as_uint(whole) & 0x7fffff);
+    const float x = (depth - (whole - 0x1p23f)) * (0.6931471805599453f / kBinsOfOctave);
+    const Edge e = edges[bin % kBinsOfOctave];
+    // e^-x for x < 0.011
+    const float above = fmaf(e.high, fmaf(x, fmaf(x, fmaf(x, -1.f / 6, 0.5f), -1.f), 1.f), -e.low);
+    const uint32_t whole_above = __float_as_uint(fmaxf(above, 0.f) + 0x1p23f) & 0x7fffff;
+    if (bin < (lift + 1) * kBinsOfOctave) return whole_above;
+    const uint32_t low = static_cast<uint32_t>(e.low);
+    return cut(low + whole_above, bin / kBinsOfOctave) - cut(low, bin / kBinsOfOctave);
   }
   __device__ uint64_t mass(uint64_t mantissas, int octave) const {
     return octave <= lift ? mantissas << (lift - octave) : octave - lift > kMantissa ? 0 : mantissas >> (octave - lift);
   }
   __device__ uint64_t mass_of(float x) const {
-    double y;
-    const int b = bin(x, y);
-    return b < kBins ? mass(mantissa(y, b), b / kBinsOfOctave) : 0;
+    const float d = depth(x);
+    if (!(d < kBins)) return 0;
+    int b;
+    const uint32_t above = excess(d, b);
+    return mass(edge(b) + above, b / kBinsOfOctave);
   }
 };
 

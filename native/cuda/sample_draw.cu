@@ -12,6 +12,7 @@ namespace {
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kList = 4096;    // tokens that are sorted at once
 constexpr int kFineBins = 2048;
+constexpr int kShownSlices = 8;  // whose histograms are read at once
 
 struct Shared {
   uint32_t count[kBins];  // cumulated over the bins
@@ -19,8 +20,10 @@ struct Shared {
   uint64_t list[kList];       // (rank key, id), sorted; or the counts of fine bins
   uint64_t list_mass[kList];  // cumulated; or the masses of fine bins
   uint64_t totals[kWarps];
+  Edge edges[kBinsOfOctave];
   uint32_t number, low, high;
-  float threshold;
+  float threshold, least, most;
+  int used[kShownSlices];
   Row row;
 };
 
@@ -123,15 +126,34 @@ struct Ranking {
     __syncthreads();
     cumulate(s.list_mass, listed, s.totals);
   }
+  // The rank key at which bin `bin` > 0 begins, found by a warp: five bits of it at a time.
+  __device__ uint32_t first_key(int bin) const {
+    const uint32_t lane = threadIdx.x & 31, largest = rank_key(weights.largest);
+    uint32_t key = 0;  // the last one before the bin
+    for (int shift = 27; shift >= -3; shift -= 5) {
+      const uint32_t at = shift >= 0 ? key + (lane << shift) : key + lane;
+      const bool before = (shift >= 0 || lane < 4) && (at <= largest || weights.bin(logit_of(at)) < bin);
+      const uint32_t steps = __popc(__ballot_sync(0xffffffffu, before)) - 1;
+      key += shift >= 0 ? steps << shift : steps;
+    }
+    return key + 1;
+  }
+  // The bins [first, last] as an interval of logits (least, most].
+  __device__ void bound(int first, int last) {
+    __syncthreads();
+    if (threadIdx.x < 64) {
+      const bool upper = threadIdx.x < 32;
+      const int bin = upper ? first : last + 1;
+      const uint32_t key = bin > 0 ? first_key(bin) : 0;
+      const float x = bin == 0 ? INFINITY : key >= rank_key(-INFINITY) ? -INFINITY : logit_of(key);
+      if ((threadIdx.x & 31) == 0) (upper ? s.most : s.least) = x;
+    }
+    __syncthreads();
+  }
   __device__ void collect_bins(int first, int last) {
-    // No float below this is in a bin up to `last`: spares most of the row the exact question.
-    const float least = __double2float_rd(weights.largest - (last + 1) / (kBinsOfOctave * weights.octaves));
-    collect([&](float x) {
-      double y;
-      if (!(x >= least)) return false;
-      const int bin = weights.bin(x, y);
-      return bin >= first && bin <= last;
-    });
+    bound(first, last);
+    const float least = s.least, most = s.most;
+    collect([&](float x) { return x > least && x <= most; });
     list_first = first;
     list_last = last;
   }
@@ -154,6 +176,8 @@ struct Ranking {
   // A place in a bin of too many tokens.
   __device__ Found in_crowd(const Place& p, int bin) {
     list_last = -1;  // its memory is used here
+    bound(bin, bin);
+    const float least = s.least, most = s.most;
     uint32_t tokens = count_before(bin), inside = s.count[bin] - tokens;
     uint64_t mass = mass_before(bin);
     __syncthreads();
@@ -164,8 +188,7 @@ struct Ranking {
     __syncthreads();
     uint32_t low = 0xffffffffu, high = 0;
     visit(row, 0, cols, [&](int64_t, float x) {
-      double y;
-      if (weights.bin(x, y) != bin) return;
+      if (!(x > least && x <= most)) return;
       low = min(low, rank_key(x));
       high = max(high, rank_key(x));
     });
@@ -188,20 +211,26 @@ struct Ranking {
       }
       int shift = 0;
       while ((high - low) >> shift >= kFineBins) shift++;
-      uint32_t* fine_count = reinterpret_cast<uint32_t*>(s.list);
+      // Tokens, and their mantissas beyond the bin's edge in two halves, since all may fall into one fine bin.
+      uint32_t *fine_count = reinterpret_cast<uint32_t*>(s.list), *fine_low = fine_count + kFineBins, *fine_high = fine_low + kFineBins;
       __syncthreads();
-      for (int i = threadIdx.x; i < kFineBins; i += kThreads) {
-        fine_count[i] = 0;
-        s.list_mass[i] = 0;
-      }
+      for (int i = threadIdx.x; i < 3 * kFineBins; i += kThreads) fine_count[i] = 0;
       __syncthreads();
       visit(row, 0, cols, [&](int64_t, float x) {
+        if (!(x > least && x <= most)) return;
         const uint32_t key = rank_key(x);
         if (key < low || key > high) return;
         const uint32_t i = (key - low) >> shift;
+        int same;
+        const uint32_t above = weights.excess(weights.depth(x), same);
         atomicAdd(&fine_count[i], 1u);
-        atomicAdd(reinterpret_cast<unsigned long long*>(&s.list_mass[i]), static_cast<unsigned long long>(weights.mass_of(x)));
+        atomicAdd(&fine_low[i], above & 0xff);
+        atomicAdd(&fine_high[i], above >> 8);
       });
+      __syncthreads();
+      for (int i = threadIdx.x; i < kFineBins; i += kThreads)
+        s.list_mass[i] = weights.mass(fine_count[i] * static_cast<uint64_t>(weights.edge(bin)) + fine_low[i] + (static_cast<uint64_t>(fine_high[i]) << 8),
+                                      bin / kBinsOfOctave);
       __syncthreads();
       cumulate(fine_count, kFineBins, s.totals);
       cumulate(s.list_mass, kFineBins, s.totals);
@@ -287,7 +316,7 @@ struct Ranking {
     for (int w = 0; w < kWarps; w++) mass += s.totals[w];
     __syncthreads();
     if (tokens >= kept.tokens) return kept;
-    if (tokens == 0) return {1, weights.mass_of(static_cast<float>(weights.largest)), 0};
+    if (tokens == 0) return {1, weights.mass_of(weights.largest), 0};
     return {tokens, mass, 0};
   }
 };
@@ -321,12 +350,21 @@ __global__ void __launch_bounds__(kThreads, 1) draw(const SampleArgs a) {
   }
   if (heat <= 0.f) return finish(s.row.best);
 
-  const Weights weights(largest, heat, a.lift);
+  const Weights weights(largest, heat, a.lift, s.edges);
   const Histogram* bins = a.histograms + b * a.slices;
+  fill_edges(s.edges);
+  if (threadIdx.x < kShownSlices) s.used[threadIdx.x] = threadIdx.x < a.slices ? bins[threadIdx.x].used : 0;
+  __syncthreads();
   for (int i = threadIdx.x; i < kBins; i += kThreads) {
     uint32_t count = 0;
     uint64_t excess = 0;
-    for (int j = 0; j < a.slices; j++) {
+#pragma unroll
+    for (int j = 0; j < kShownSlices; j++) {
+      if (i >= s.used[j]) continue;
+      count += bins[j].count[i];
+      excess += bins[j].excess[i];
+    }
+    for (int j = kShownSlices; j < a.slices; j++) {
       if (i >= bins[j].used) continue;
       count += bins[j].count[i];
       excess += bins[j].excess[i];

@@ -1,6 +1,6 @@
 // Penalties on tokens that a sequence has seen: repetition over prompt and output (a positive logit is divided, a negative one multiplied),
-// then presence and frequency over the output. One block a row: a hash table in scratch memory holds each token of the history once, with
-// its number in the output; then one thread a table entry changes that token's logit.
+// then presence and frequency over the output. One block a row: a hash table (in shared memory when it fits, else in scratch memory) holds
+// each token of the history once, with its number in the output; then one thread a table entry changes that token's logit.
 #include "cuda/sample.cuh"
 
 namespace llm::cuda {
@@ -18,12 +18,14 @@ struct Penalties {
   const float* params;
   int64_t cols, width;
   Entry* tables;
+  unsigned shared;    // entries that fit into shared memory
   unsigned capacity;  // entries of a row's table, a power of two, at least twice as many as a history has different tokens
   int* fault;
   int bad_length, bad_token;
 };
 
 __global__ void __launch_bounds__(kThreads) penalize(const Penalties a) {
+  extern __shared__ Entry near_table[];
   const int64_t b = blockIdx.x;
   const float* p = a.params + b * param_count;
   if (p[repetition] == 1.f && p[presence] == 0.f && p[frequency] == 0.f) return;
@@ -35,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) penalize(const Penalties a) {
   const int* history = a.history + b * a.width;
   unsigned size = 2;  // of the part of the table that this history needs
   while (size < a.capacity && size < 2u * static_cast<unsigned>(length)) size *= 2;
-  Entry* table = a.tables + b * a.capacity;
+  Entry* table = size <= a.shared ? near_table : a.tables + b * a.capacity;
   for (unsigned i = threadIdx.x; i < size; i += kThreads) table[i] = {-1, 0};
   bool wrong = false;
   for (int i = threadIdx.x; i < length; i += kThreads) wrong |= history[i] < 0 || history[i] >= a.cols;
@@ -83,11 +85,16 @@ const char* apply_penalties(Context& ctx, const KernelArgs& k) {
   if (different > INT32_MAX / 4) return "a shorter history expected";
   a.capacity = 2;
   while (a.capacity < 2 * different) a.capacity *= 2;
-  a.tables = ctx.scratch_of<Entry>(static_cast<size_t>(rows) * a.capacity);
+  constexpr unsigned kMostShared = 8192;  // 64 KiB
+  a.shared = a.capacity < kMostShared ? a.capacity : kMostShared;
+  if (a.capacity > a.shared) a.tables = ctx.scratch_of<Entry>(static_cast<size_t>(rows) * a.capacity);
+  const int bytes = static_cast<int>(a.shared * sizeof(Entry));
+  const cudaError_t e = cudaFuncSetAttribute(penalize, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (e != cudaSuccess) return cudaGetErrorString(e);
   a.fault = ctx.fault_word;
   a.bad_length = ctx.code(Fault::history_length);
   a.bad_token = ctx.code(Fault::history_token);
-  penalize<<<static_cast<unsigned>(rows), kThreads, 0, ctx.stream>>>(a);
+  penalize<<<static_cast<unsigned>(rows), kThreads, bytes, ctx.stream>>>(a);
   return launched();
 }
 

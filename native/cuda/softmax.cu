@@ -31,6 +31,7 @@ __device__ inline Statistics merge_warp(const Statistics& s) {
 __device__ inline Statistics merge_block(Statistics s, Statistics* shared) {
   const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   s = merge_warp(s);
+  __syncthreads();  // `shared` may still be read after the last call
   if (lane == 0) shared[threadIdx.x >> 5] = s;
   __syncthreads();
   return merge_warp(lane < warps ? shared[lane] : none());
@@ -66,27 +67,26 @@ struct Row {
     const int64_t first = static_cast<int64_t>(piece) * threads * V;
     return kWide ? first + thread * V + j : first + j * threads + thread;
   }
-  // Past the end: -inf.
+  // Whether the thread has elements of this piece.
+  __device__ bool inside(int piece) const { return place(piece, 0) < cols; }
+  // Of a piece that it has elements of; past the end: -inf.
   __device__ Piece load(int piece) const {
-    Piece q;
-#pragma unroll
-    for (int j = 0; j < V; j++) q.v[j] = from_float<T>(-INFINITY);
     if constexpr (kWide) {
-      if (place(piece, 0) < cols) q = Piece::load(x + place(piece, 0));
+      return Piece::load(x + place(piece, 0));
     } else {
+      Piece q;
 #pragma unroll
-      for (int j = 0; j < V; j++)
-        if (place(piece, j) < cols) q.v[j] = x[place(piece, j)];
+      for (int j = 0; j < V; j++) q.put(j, place(piece, j) < cols ? x[place(piece, j)] : from_float<T>(-INFINITY));
+      return q;
     }
-    return q;
   }
   template <bool kLog>
   __device__ void store(int piece, const Piece& q, const Finish<kLog>& finish) const {
     float v[V];
 #pragma unroll
-    for (int j = 0; j < V; j++) v[j] = finish(to_float(q.v[j]));
+    for (int j = 0; j < V; j++) v[j] = finish(q.get(j));
     if constexpr (kWide) {
-      if (place(piece, 0) < cols) store_floats(y + place(piece, 0), v);
+      store_floats(y + place(piece, 0), v);
     } else {
 #pragma unroll
       for (int j = 0; j < V; j++)
@@ -97,7 +97,7 @@ struct Row {
     float v[V], top = s.top;
 #pragma unroll
     for (int j = 0; j < V; j++) {
-      v[j] = to_float(q.v[j]);
+      v[j] = q.get(j);
       top = fmaxf(top, v[j]);
     }
     const float base = base_of(top);
@@ -119,33 +119,37 @@ __global__ void __launch_bounds__(kShortThreads) softmax_short(const T* x, O* y,
   // A warp stays together for its shuffles: beyond the last row it has nothing to read or write.
   const R r{x + row * cols, y + row * cols, row < rows ? cols : 0, static_cast<int>(threadIdx.x) % lanes, lanes};
   typename R::Piece q[kPieces];
-#pragma unroll
-  for (int p = 0; p < kPieces; p++) q[p] = r.load(p);
-  float top = -INFINITY;
+  float top = -INFINITY, sum = 0;
 #pragma unroll
   for (int p = 0; p < kPieces; p++)
+    if (r.inside(p)) q[p] = r.load(p);
 #pragma unroll
-    for (int j = 0; j < R::V; j++) top = fmaxf(top, to_float(q[p].v[j]));
+  for (int p = 0; p < kPieces; p++)
+    if (r.inside(p))
+#pragma unroll
+      for (int j = 0; j < R::V; j++) top = fmaxf(top, q[p].get(j));
   for (int o = lanes / 2; o > 0; o /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
   const float base = base_of(top);
-  float sum = 0;
 #pragma unroll
   for (int p = 0; p < kPieces; p++)
+    if (r.inside(p))
 #pragma unroll
-    for (int j = 0; j < R::V; j++) sum += exp_fast(to_float(q[p].v[j]) - base);
+      for (int j = 0; j < R::V; j++) sum += exp_fast(q[p].get(j) - base);
   for (int o = lanes / 2; o > 0; o /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, o);
   const Finish<kLog> finish(Statistics{top, sum});
 #pragma unroll
-  for (int p = 0; p < kPieces; p++) r.store(p, q[p], finish);
+  for (int p = 0; p < kPieces; p++)
+    if (r.inside(p)) r.store(p, q[p], finish);
 }
 
 // ---- longer rows: a block each -----------------------------------------------------------------------------------------------
+// The first `kept` pieces stay in shared memory between the passes, each thread its own; the others are read again, the latest first (they
+// may still be in the cache).
 
-// The first `kept` pieces stay in shared memory, each thread its own; the others are read again, the latest first (they may still be
-// in the cache).
-template <class T, class O, bool kLog, bool kWide>
+// Rows of any alignment.
+template <class T, class O, bool kLog>
 __global__ void __launch_bounds__(1024) softmax_block(const T* x, O* y, int64_t cols, int kept) {
-  using R = Row<T, O, kWide>;
+  using R = Row<T, O, false>;
   using Piece = typename R::Piece;
   constexpr int kAhead = R::kAhead;
   extern __shared__ uint4 memory[];
@@ -157,26 +161,106 @@ __global__ void __launch_bounds__(1024) softmax_block(const T* x, O* y, int64_t 
   for (int p = 0; p < pieces; p += kAhead) {
     Piece q[kAhead];
 #pragma unroll
-    for (int u = 0; u < kAhead; u++) q[u] = r.load(p + u);
+    for (int u = 0; u < kAhead; u++)
+      if (r.inside(p + u)) q[u] = r.load(p + u);
 #pragma unroll
     for (int u = 0; u < kAhead; u++) {
-      if (p + u >= pieces) break;
+      if (!r.inside(p + u)) break;
       if (p + u < kept) mine[(p + u) * r.threads] = q[u];
       R::absorb(s, q[u]);
     }
   }
   const Finish<kLog> finish(merge_block(s, shared));
-  for (int p = pieces - 1; p >= kept; p -= kAhead) {
-    Piece q[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; u++)
-      if (p - u >= kept) q[u] = r.load(p - u);
-#pragma unroll
-    for (int u = 0; u < kAhead; u++)
-      if (p - u >= kept) r.store(p - u, q[u], finish);
+  for (int p = pieces - 1; p >= kept; p--)
+    if (r.inside(p)) r.store(p, r.load(p), finish);
+  for (int p = min(kept, pieces) - 1; p >= 0; p--)
+    if (r.inside(p)) r.store(p, mine[p * r.threads], finish);
+}
+
+// Asynchronous copies from global to shared memory, in groups; a thread waits for its own.
+template <int kBytes>
+__device__ inline void copy_async(void* to, const void* from) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(kBytes) : "memory");
+}
+__device__ inline void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most n groups are under way (fewer, where n is more than 3).
+__device__ inline void wait_groups(int n) {
+  switch (n) {
+    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+    default: asm volatile("cp.async.wait_group 3;" ::: "memory");
   }
-#pragma unroll 4
-  for (int p = min(kept, pieces) - 1; p >= 0; p--) r.store(p, mine[p * r.threads], finish);
+}
+
+// Rows on 16-byte boundaries: each block takes every gridDim-th row. As soon as a thread has written a group of kept pieces, it asks for
+// the same pieces of the block's next row: reading and writing overlap.
+template <class T, class O, bool kLog>
+__global__ void __launch_bounds__(1024) softmax_stream(const T* x, O* y, int64_t rows, int64_t cols, int kept) {
+  using R = Row<T, O, true>;
+  using Piece = typename R::Piece;
+  constexpr int kAhead = R::kAhead;
+  extern __shared__ uint4 memory[];
+  __shared__ Statistics shared[32];
+  R r{x, y, cols, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)};
+  Piece* mine = reinterpret_cast<Piece*>(memory) + threadIdx.x;
+  const int pieces = r.pieces(), groups = (kept + kAhead - 1) / kAhead;
+  const auto fetch = [&](int64_t row, int group) {
+#pragma unroll
+    for (int u = 0; u < kAhead; u++) {
+      const int p = group * kAhead + u;
+      if (row < rows && p < kept && r.inside(p)) copy_async<Piece::kBytes>(mine + p * r.threads, x + row * cols + r.place(p, 0));
+    }
+    end_group();
+  };
+  for (int g = 0; g < groups; g++) fetch(blockIdx.x, g);
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    r.x = x + row * cols;
+    r.y = y + row * cols;
+    Statistics s = none();
+#pragma unroll 1
+    for (int g = 0; g < groups; g++) {
+      wait_groups(groups - 1 - g);
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) {
+        const int p = g * kAhead + u;
+        if (p < kept && r.inside(p)) R::absorb(s, mine[p * r.threads]);
+      }
+    }
+#pragma unroll 1
+    for (int p = kept; p < pieces; p += kAhead) {
+      Piece q[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; u++)
+        if (r.inside(p + u)) q[u] = r.load(p + u);
+#pragma unroll
+      for (int u = 0; u < kAhead; u++)
+        if (r.inside(p + u)) R::absorb(s, q[u]);
+    }
+    const Finish<kLog> finish(merge_block(s, shared));
+#pragma unroll 1
+    for (int p = pieces - 1; p >= kept; p -= kAhead) {
+      Piece q[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; u++)
+        if (p - u >= kept && r.inside(p - u)) q[u] = r.load(p - u);
+#pragma unroll
+      for (int u = 0; u < kAhead; u++)
+        if (p - u >= kept && r.inside(p - u)) r.store(p - u, q[u], finish);
+    }
+#pragma unroll 1
+    for (int g = 0; g < groups; g++) {
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) {
+        const int p = g * kAhead + u;
+        if (p < kept && r.inside(p)) r.store(p, mine[p * r.threads], finish);
+      }
+      fetch(row + gridDim.x, g);
+    }
+  }
+  wait_groups(0);
 }
 
 // ---- few long rows: several blocks each --------------------------------------------------------------------------------------
@@ -199,12 +283,11 @@ __global__ void __launch_bounds__(kSplitThreads) statistics_kernel(const T* x, i
   for (int p = 0; p < pieces; p += kAhead) {
     typename Row<T, O, kWide>::Piece q[kAhead];
 #pragma unroll
-    for (int u = 0; u < kAhead; u++) q[u] = r.load(p + u);
+    for (int u = 0; u < kAhead; u++)
+      if (r.inside(p + u)) q[u] = r.load(p + u);
 #pragma unroll
-    for (int u = 0; u < kAhead; u++) {
-      if (p + u >= pieces) break;
-      r.absorb(s, q[u]);
-    }
+    for (int u = 0; u < kAhead; u++)
+      if (r.inside(p + u)) r.absorb(s, q[u]);
   }
   s = merge_block(s, shared);
   if (threadIdx.x == 0) parts[blockIdx.y * gridDim.x + blockIdx.x] = s;
@@ -218,7 +301,8 @@ __global__ void __launch_bounds__(kSplitThreads) finish_kernel(const T* x, O* y,
   for (unsigned i = threadIdx.x & 31; i < gridDim.x; i += 32) s = merge(s, parts[blockIdx.y * gridDim.x + i]);
   const Finish<kLog> finish(merge_warp(s));
 #pragma unroll 4
-  for (int p = 0; p < pieces; p++) r.store(p, r.load(p), finish);
+  for (int p = 0; p < pieces; p++)
+    if (r.inside(p)) r.store(p, r.load(p), finish);
 }
 
 // ---- the choice --------------------------------------------------------------------------------------------------------------
@@ -238,16 +322,27 @@ const char* launch_short(Context& ctx, const T* x, O* y, int64_t rows, int cols)
 template <class T, class O, bool kLog, bool kWide>
 const char* launch_block(Context& ctx, const T* x, O* y, int64_t rows, int64_t cols) {
   constexpr int64_t kPerThread = Row<T, O, kWide>::V * static_cast<int>(sizeof(T));
-  const auto kernel = softmax_block<T, O, kLog, kWide>;
   const int64_t bytes = cols * static_cast<int64_t>(sizeof(T)), room = ctx.shared_bytes - 1024;
   const int threads = bytes <= 8192 ? 128 : bytes <= 32768 ? 256 : bytes <= room / 2 ? 512 : 1024;
-  const int64_t piece = threads * kPerThread, kept = std::min(ceil_div(bytes, piece), room / piece);
-  if (kept * piece > 48 * 1024 - 1024) {
-    static const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(room));
+  const int64_t piece = threads * kPerThread, kept = std::min(ceil_div(bytes, piece), room / piece), shared = kept * piece;
+  const auto allow = [&](const void* kernel) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(room));
+  };
+  if constexpr (kWide) {
+    const auto kernel = softmax_stream<T, O, kLog>;
+    static const cudaError_t allowed = allow(reinterpret_cast<const void*>(kernel));
     if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
-  }
-  kernel<<<static_cast<unsigned>(rows), static_cast<unsigned>(threads), static_cast<size_t>(kept * piece), ctx.stream>>>(x, y, cols,
+    const int64_t resident = std::min<int64_t>((ctx.shared_bytes + 1024) / (shared + 2048), 1024 / threads);  // of 64 registers a thread
+    const int64_t blocks = std::min(rows, std::max<int64_t>(1, resident) * ctx.sms);
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), static_cast<size_t>(shared), ctx.stream>>>(x, y, rows, cols,
                                                                                                                      static_cast<int>(kept));
+  } else {
+    const auto kernel = softmax_block<T, O, kLog>;
+    static const cudaError_t allowed = allow(reinterpret_cast<const void*>(kernel));
+    if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
+    kernel<<<static_cast<unsigned>(rows), static_cast<unsigned>(threads), static_cast<size_t>(shared), ctx.stream>>>(x, y, cols,
+                                                                                                                   static_cast<int>(kept));
+  }
   return launched();
 }
 

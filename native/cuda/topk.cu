@@ -23,6 +23,7 @@ static_assert(kBuffer - kTile >= kMostK, "after a selection a tile must fit");
 
 struct Selection {
   uint64_t item[kBuffer];
+  unsigned long long any, all;
   unsigned histogram[256];
   unsigned count, bin, need, inside, bar;
 };
@@ -81,6 +82,11 @@ __device__ inline void sort_items(uint64_t* item, int n) {
   }
 }
 
+__device__ inline uint64_t warp_or(uint64_t v) {
+  return static_cast<uint64_t>(__reduce_or_sync(0xffffffffu, static_cast<uint32_t>(v >> 32))) << 32 |
+         __reduce_or_sync(0xffffffffu, static_cast<uint32_t>(v));
+}
+
 // Shrinks the more than k items to the k best. Returns a number that all of them reach and no other item did. The block is in step before
 // and after.
 __device__ inline uint64_t keep_best(Selection& s, int k) {
@@ -91,10 +97,28 @@ __device__ inline uint64_t keep_best(Selection& s, int k) {
     __syncthreads();
     return s.item[k - 1];
   }
-  uint64_t prefix = 0, mask = 0;
+  // Only bits in which items differ decide.
+  if (tid == 0) s.any = 0, s.all = ~uint64_t{0};
+  __syncthreads();
+  {
+    uint64_t any = 0, all = ~uint64_t{0};
+    for (int i = tid; i < n; i += kThreads) any |= s.item[i], all &= s.item[i];
+    any = warp_or(any);
+    all = ~warp_or(~all);
+    if ((tid & 31) == 0) {
+      atomicOr(&s.any, static_cast<unsigned long long>(any));
+      atomicAnd(&s.all, static_cast<unsigned long long>(all));
+    }
+  }
+  __syncthreads();
+  const uint64_t common = s.all;
+  uint64_t open = s.any & ~common, mask = 0, prefix = 0;
   unsigned need = static_cast<unsigned>(k);
-  // Digit by digit from the top: the bin in which the k-th best lies, until all of the bin is wanted.
-  for (int shift = 56;; shift -= 8) {
+  // From the top, eight bits at a time: the bin in which the k-th best lies, until all of the bin is wanted.
+  for (;;) {
+    const int top = 63 - __clzll(static_cast<long long>(open)), shift = top < 7 ? 0 : top - 7;
+    prefix |= common & ~mask & ~((uint64_t{2} << top) - 1);
+    mask = ~((uint64_t{2} << top) - 1);
     s.histogram[tid] = 0;
     __syncthreads();
     for (int i = tid; i < n; i += kThreads) {
@@ -124,10 +148,11 @@ __device__ inline uint64_t keep_best(Selection& s, int k) {
       }
     }
     __syncthreads();
-    prefix |= static_cast<uint64_t>(s.bin) << shift;
-    mask |= uint64_t{255} << shift;
+    mask = ~uint64_t{0} << shift;
+    prefix = (prefix & ~(uint64_t{255} << shift)) | static_cast<uint64_t>(s.bin) << shift;
+    open &= ~mask;
     need = s.need;
-    if (s.inside == need || shift == 0) break;
+    if (s.inside == need || open == 0) break;
   }
   __syncthreads();
   if (tid == 0) s.count = 0;
@@ -188,7 +213,7 @@ __device__ inline void gather(Selection& s, const Walk<T, kWide>& walk, int64_t 
     return over;
   };
   for (int64_t at = begin; at < walk.end; at += kAhead * step) {
-    Pack<T> q[kAhead];
+    Few<T, V> q[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; u++) q[u] = walk.load(at + u * step);
     if (at == begin && k <= kThreads) {
@@ -197,14 +222,14 @@ __device__ inline void gather(Selection& s, const Walk<T, kWide>& walk, int64_t 
       for (int u = 0; u < kAhead; u++)
 #pragma unroll
         for (int j = 0; j < V; j++)
-          if (walk.column(at + u * step, j) < walk.end) order = max(order, order_of(to_float(q[u].v[j])));
+          if (walk.column(at + u * step, j) < walk.end) order = max(order, order_of(q[u].get(j)));
       raise(bar_of(s, order, k));
     }
     unsigned mask = 0;
 #pragma unroll
     for (int u = 0; u < kAhead; u++)
 #pragma unroll
-      for (int j = 0; j < V; j++) mask |= !(to_float(q[u].v[j]) < bar) ? 1u << (u * V + j) : 0u;
+      for (int j = 0; j < V; j++) mask |= !(q[u].get(j) < bar) ? 1u << (u * V + j) : 0u;
     if (!__syncthreads_or(mask != 0)) continue;
     const unsigned before = s.count;
     __syncthreads();  // nobody adds before all have read
@@ -287,6 +312,41 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
+// ---- short rows, small k: a warp each that takes the largest k times ---------------------------------------------------------
+
+constexpr int kShort = 256, kShortK = 32, kRowsPerBlock = 4;
+
+template <class T>
+__global__ void __launch_bounds__(kRowsPerBlock * 32) topk_warp(const T* x, int64_t rows, int cols, int k, float* values, int32_t* indices) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
+  if (row >= rows) return;
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const T* from = x + row * cols;
+  uint32_t left[kShort / 32];  // 1 + order, 0 = none or taken
+#pragma unroll
+  for (int j = 0; j < kShort / 32; j++) left[j] = lane + 32 * j < cols ? order_of(to_float(from[lane + 32 * j])) + 1 : 0;
+  int mine = -1;  // column of the lane's result
+  for (int i = 0; i < k; i++) {
+    uint32_t best = left[0];
+#pragma unroll
+    for (int j = 1; j < kShort / 32; j++) best = max(best, left[j]);
+    best = __reduce_max_sync(0xffffffffu, best);
+    if (best == 0) break;
+    unsigned col = 0xffffffffu;
+#pragma unroll
+    for (int j = kShort / 32 - 1; j >= 0; j--)
+      if (left[j] == best) col = static_cast<unsigned>(lane + 32 * j);
+    col = __reduce_min_sync(0xffffffffu, col);
+#pragma unroll
+    for (int j = 0; j < kShort / 32; j++)
+      if (static_cast<unsigned>(lane + 32 * j) == col) left[j] = 0;
+    if (lane == i) mine = static_cast<int>(col);
+  }
+  if (lane >= k) return;
+  values[row * k + lane] = mine < 0 ? -INFINITY : to_float(from[mine]);
+  indices[row * k + lane] = mine;
+}
+
 template <class T, bool kWide>
 const char* launch(Context& ctx, const T* x, int64_t rows, int64_t cols, int k, float* values, int32_t* indices) {
   const Split split = split_rows(ctx, rows, cols, std::max(4096, 4 * k), kThreads * Pack<T>::n, 4);
@@ -306,9 +366,14 @@ const char* topk(Context& ctx, const KernelArgs& k) {
   float* values = data_of<float>(k.out[0]);
   int32_t* indices = data_of<int32_t>(k.out[1]);
   if (rows == 0) return nullptr;
-  return dispatch(x.dtype, [&](auto t) {
+  return dispatch(x.dtype, [&](auto t) -> const char* {
     using T = decltype(t);
     const T* p = data_of<const T>(x);
+    if (cols <= kShort && wanted <= kShortK) {
+      topk_warp<<<static_cast<unsigned>(ceil_div(rows, kRowsPerBlock)), kRowsPerBlock * 32, 0, ctx.stream>>>(p, rows, static_cast<int>(cols), wanted,
+                                                                                                           values, indices);
+      return launched();
+    }
     return aligned16(p) && cols % Pack<T>::n == 0 ? launch<T, true>(ctx, p, rows, cols, wanted, values, indices)
                                                   : launch<T, false>(ctx, p, rows, cols, wanted, values, indices);
   });

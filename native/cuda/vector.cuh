@@ -1,6 +1,8 @@
 // Loops over elements: V neighbouring elements a thread and step, in f32 registers between memory and arithmetic. A step moves 16 bytes
 // of the narrowest operand (32 of a wider one), and a thread has several steps' loads on the way before it stores the first result.
 #pragma once
+#include <type_traits>
+
 #include "cuda/kernel.cuh"
 
 namespace llm::cuda {
@@ -11,48 +13,89 @@ constexpr int kEachThreads = 256;
 template <class... T>
 constexpr int kWidth = ((sizeof(T) == 2) || ...) ? 8 : 4;
 
-// V neighbouring elements, moved in pieces of at most 16 bytes; the address is aligned to the smaller of the whole and 16 bytes.
+// V neighbouring elements, moved in pieces of at most 16 bytes; the address is aligned to the smaller of the whole and 16 bytes. Two
+// elements of 16 bits stay together in a register until they are asked for.
 template <class T, int V>
 struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Few {
-  static constexpr int kBytes = static_cast<int>(sizeof(T)) * V;
-  T v[V];
+  static constexpr int kBytes = static_cast<int>(sizeof(T)) * V, kWords = kBytes / 4;
+  static_assert(kBytes % 16 == 0 || kBytes == 8);
+  uint32_t word[kWords];
 
-  template <class W>
-  __device__ static Few load_as(const T* p) {
+  __device__ static Few load(const T* p) {
     Few r;
+    if constexpr (kBytes == 8) {
+      *reinterpret_cast<uint2*>(r.word) = *reinterpret_cast<const uint2*>(p);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kBytes / static_cast<int>(sizeof(W)); i++) reinterpret_cast<W*>(&r)[i] = reinterpret_cast<const W*>(p)[i];
+      for (int i = 0; i < kBytes / 16; i++) *reinterpret_cast<uint4*>(r.word + 4 * i) = reinterpret_cast<const uint4*>(p)[i];
+    }
     return r;
   }
-  template <class W>
-  __device__ void store_as(T* p) const {
-#pragma unroll
-    for (int i = 0; i < kBytes / static_cast<int>(sizeof(W)); i++) reinterpret_cast<W*>(p)[i] = reinterpret_cast<const W*>(this)[i];
-  }
-  __device__ static Few load(const T* p) {
-    if constexpr (kBytes % 16 == 0) return load_as<uint4>(p);
-    else if constexpr (kBytes == 8) return load_as<uint2>(p);
-    else return load_as<T>(p);
-  }
   __device__ void store(T* p) const {
-    if constexpr (kBytes % 16 == 0) store_as<uint4>(p);
-    else if constexpr (kBytes == 8) store_as<uint2>(p);
-    else store_as<T>(p);
+    if constexpr (kBytes == 8) {
+      *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(word);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBytes / 16; i++) reinterpret_cast<uint4*>(p)[i] = *reinterpret_cast<const uint4*>(word + 4 * i);
+    }
   }
+  __device__ float get(int j) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word[j]);
+    } else {
+      const uint32_t w = word[j / 2];
+      if constexpr (std::is_same_v<T, bf16>) return __uint_as_float(j % 2 ? w & 0xffff0000u : w << 16);
+      else return __half2float(__ushort_as_half(static_cast<unsigned short>(j % 2 ? w >> 16 : w)));
+    }
+  }
+  // Element j, for elements one by one in rising order.
+  __device__ void put(int j, T x) {
+    if constexpr (sizeof(T) == 4) {
+      word[j] = __float_as_uint(x);
+    } else {
+      uint32_t bits;
+      if constexpr (std::is_same_v<T, bf16>) bits = __bfloat16_as_ushort(x);
+      else bits = __half_as_ushort(x);
+      word[j / 2] = j % 2 ? word[j / 2] | bits << 16 : bits;
+    }
+  }
+  __device__ static Few of(const float (&v)[V]) {
+    Few r;
+#pragma unroll
+    for (int i = 0; i < kWords; i++) {
+      if constexpr (sizeof(T) == 4) {
+        r.word[i] = __float_as_uint(v[i]);
+      } else if constexpr (std::is_same_v<T, bf16>) {
+        const __nv_bfloat162 two = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+        r.word[i] = *reinterpret_cast<const uint32_t*>(&two);
+      } else {
+        const __half2 two = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+        r.word[i] = *reinterpret_cast<const uint32_t*>(&two);
+      }
+    }
+    return r;
+  }
+};
+template <class T>
+struct Few<T, 1> {
+  static constexpr int kBytes = static_cast<int>(sizeof(T));
+  T x;
+
+  __device__ static Few load(const T* p) { return {*p}; }
+  __device__ void store(T* p) const { *p = x; }
+  __device__ float get(int) const { return to_float(x); }
+  __device__ static Few of(const float (&v)[1]) { return {from_float<T>(v[0])}; }
 };
 
 template <int V, class T>
 __device__ inline void load_floats(const T* p, float (&v)[V]) {
   const Few<T, V> q = Few<T, V>::load(p);
 #pragma unroll
-  for (int j = 0; j < V; j++) v[j] = to_float(q.v[j]);
+  for (int j = 0; j < V; j++) v[j] = q.get(j);
 }
 template <int V, class T>
 __device__ inline void store_floats(T* p, const float (&v)[V]) {
-  Few<T, V> q;
-#pragma unroll
-  for (int j = 0; j < V; j++) q.v[j] = from_float<T>(v[j]);
-  q.store(p);
+  Few<T, V>::of(v).store(p);
 }
 
 // 2^x in one instruction: relative error 2^-22, 0 below 2^-126.

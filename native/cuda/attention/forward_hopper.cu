@@ -23,9 +23,9 @@ struct Shape {
   static constexpr int threads = 128 * (groups + 1);
   static constexpr int q_bytes = rows * D * 2, slot_bytes = keys * D * 2;
   static constexpr int shared = 1024 + 2 * q_bytes + slots * slot_bytes + 512;
-  // Registers a thread: 64 Ki in all, given out in eights.
-  [[maybe_unused]] static constexpr int feed_registers = D == 64 ? 32 : 48;
-  [[maybe_unused]] static constexpr int compute_registers = D == 64 ? 160 : 232;
+  // Registers a thread, in eights. The block starts with the same number for all threads; together they cannot have more than that.
+  static constexpr int feed_registers = D == 64 ? 32 : 40, compute_registers = D == 64 ? 160 : 232;
+  static_assert(feed_registers + groups * compute_registers <= (groups + 1) * (65536 / threads / 8 * 8));
 };
 
 struct HopperArgs {

@@ -58,6 +58,9 @@ bool through_library(Context& ctx, Gemm g, const char** error) {
   return true;
 }
 
+// Nine to sixteen rows are many enough for the library to be as fast, and it splits k where the weight has few rows.
+bool better_by_library(const Gemm& g) { return g.m > 8 && g.n * g.k > (8 << 20) && library_present(); }
+
 }  // namespace
 
 const char* gemm(Context& ctx, const Gemm& given) {
@@ -68,7 +71,7 @@ const char* gemm(Context& ctx, const Gemm& given) {
   if (rows_a(g) == 1) g.lda = cols_a(g);
   if (rows_b(g) == 1) g.ldb = cols_b(g);
   if (g.m == 1) g.ldc = g.n;
-  if (can_gemv(g)) return gemv(ctx, g);
+  if (can_gemv(g) && !better_by_library(g)) return gemv(ctx, g);
   if (can_update(g)) return update_gemm(ctx, g);
 
   if (g.dtype_a != g.dtype_b) {

@@ -31,7 +31,13 @@ struct Gemm {
   const void* bias = nullptr;
   DType dtype_bias = DType::f32;
   float alpha = 1, beta = 0;
+  // 256-byte aligned memory that the library may use, for callers with many products in one command; without it each takes its own scratch.
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
 };
+
+// The most that a product asks for.
+inline size_t gemm_workspace_bytes(const Context& ctx) { return static_cast<size_t>(ctx.arch >= 90 ? 64 : 32) << 20; }
 
 // Launches on ctx.stream; nullptr or why not. The first call with a large new shape outside of a capture times the library's algorithms.
 const char* gemm(Context& ctx, const Gemm& g);

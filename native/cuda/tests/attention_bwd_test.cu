@@ -1,5 +1,5 @@
 // Standalone check of attention_bwd: results against sums in double precision, untouched memory behind the outputs, the same bits twice,
-// then timings. Build it with native/cuda/attention/backward*.cu; arguments: "check", "time" or "all", then the level (80: mma.sync, 90: wgmma).
+// then timings. Build it with native/cuda/attention/backward*.cu; arguments: "check", "time", "two" (timings of two sizes) or "all", then the level (80: mma.sync, 90: wgmma).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -147,23 +147,25 @@ T* device(size_t n) {
   return static_cast<T*>(p);
 }
 
+// Normal numbers: pieces of one pool, repeated.
 template <class T>
 T* noise(size_t n, std::mt19937& random) {
-  static std::vector<float> pool;
+  static std::vector<T> pool;
   if (pool.empty()) {
     std::normal_distribution<float> normal;
-    for (int i = 0; i < (1 << 20) + 7; i++) pool.push_back(normal(random));
-  }
-  std::vector<T> host(n);
-  size_t at = random() % pool.size();
-  for (auto& x : host) {
-    if constexpr (sizeof(T) == 4) x = pool[at];
-    else if constexpr (std::is_same_v<T, bf16>) x = __float2bfloat16(pool[at]);
-    else x = __float2half(pool[at]);
-    if (++at == pool.size()) at = 0;
+    for (int i = 0; i < (1 << 20) + 7; i++) {
+      if constexpr (sizeof(T) == 4) pool.push_back(normal(random));
+      else if constexpr (std::is_same_v<T, bf16>) pool.push_back(__float2bfloat16(normal(random)));
+      else pool.push_back(__float2half(normal(random)));
+    }
   }
   T* p = device<T>(n);
-  CHECK(cudaMemcpy(p, host.data(), n * sizeof(T), cudaMemcpyHostToDevice));
+  size_t from = random() % pool.size();
+  for (size_t at = 0; at < n; from = 0) {
+    const size_t piece = std::min(n - at, pool.size() - from);
+    CHECK(cudaMemcpy(p + at, pool.data() + from, piece * sizeof(T), cudaMemcpyHostToDevice));
+    at += piece;
+  }
   return p;
 }
 
@@ -395,7 +397,7 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "all";
   if (argc > 2) fast = {std::atoi(argv[2])};
 
-  if (mode != "time") {
+  if (mode == "check" || mode == "all") {
     bool ok = true;
     const std::vector<int> lengths{1, 63, 64, 65, 127, 129, 200, 700};
     const std::vector<int> other{5, 64, 1, 130, 127, 60, 333, 700};
@@ -456,7 +458,10 @@ int main(int argc, char** argv) {
     }
     std::printf(ok ? "ALL OK\n" : "SOME BAD\n");
   }
-  if (mode != "check") {
+  if (mode == "two") {
+    time(ctx, {"4 x 2048, 28/4", times(4, 2048), times(4, 2048), 28, 4, 128, DType::bf16}, fast);
+    time(ctx, {"1 x 8192, 28/4", times(1, 8192), times(1, 8192), 28, 4, 128, DType::bf16}, fast);
+  } else if (mode != "check") {
     time(ctx, {"4 x 2048, 28/4", times(4, 2048), times(4, 2048), 28, 4, 128, DType::bf16}, fast);
     time(ctx, {"1 x 8192, 28/4", times(1, 8192), times(1, 8192), 28, 4, 128, DType::bf16}, fast);
     time(ctx, {"8 x 2048, 12/2", times(8, 2048), times(8, 2048), 12, 2, 128, DType::bf16}, fast);

@@ -342,7 +342,10 @@ void check_reduce() {
       check("", op, {{t, {3, 70, 17}, Values::wide}}, {{u, {3, 70, 17}}}, {}, probabilities);
       check("half -inf", op, {{t, {3, 5000}, Values::special}}, {{u, {3, 5000}}}, {}, probabilities);
     }
-    check("huge", op_softmax, {{t, {140, 152064}, Values::wide}}, {{t, {140, 152064}}}, {}, probabilities);
+    check("shared", op_softmax, {{t, {140, 152064}, Values::wide}}, {{t, {140, 152064}}}, {}, probabilities);
+    check("streamed", op_softmax, {{t, {540, 66000}, Values::wide}}, {{t, {540, 66000}}}, {}, probabilities);
+    check("streamed", op_log_softmax, {{t, {540, 66000 / 4}, Values::wide}}, {{f32, {540, 66000 / 4}}}, {}, probabilities);
+    check("odd", op_softmax, {{t, {540, 9001}, Values::wide}}, {{t, {540, 9001}}}, {}, probabilities);
   }
 }
 
@@ -555,6 +558,7 @@ void time_all() {
   time_small("bf16 [1,3584]", op_gather_rows, {{b, {8, 3584}}, {i32, {1}}}, {{b, {1, 3584}}}, {});
   time_small("f32 [4096]", op_sum, {{f32, {4096}}}, {{f32, {1}}}, {});
   time_small("f32 [1000000]", op_sum, {{f32, {1000000}}}, {{f32, {1}}}, {});
+  time_small("bf16 [8192,128] k 8", op_topk, {{b, {8192, 128}}}, {{f32, {8192, 8}}, {i32, {8192, 8}}}, {8});
   for (int64_t r : {1, 4, 32})
     for (DType t : {b, f32}) {
       const std::string note = std::string(t == b ? "bf16" : "f32") + " [" + std::to_string(r) + ",152064]";

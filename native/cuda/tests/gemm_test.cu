@@ -1,7 +1,7 @@
 // Standalone test and bench of native/cuda/gemm (needs a GPU).
-//     gemm_test check    all paths against sums in double: dtypes, transposes, odd and strided shapes, alpha, beta, bias, bits of a second run
-//     gemm_test time     shapes of training: TFLOP/s
-//     gemm_test rows     few rows against a weight: GB/s
+//     gemm_test check [n]  (every n-th of) all paths against sums in double: dtypes, transposes, odd and strided shapes, alpha, beta, bias, bits of a second run
+//     gemm_test time       shapes of training: TFLOP/s
+//     gemm_test rows       few rows against a weight: GB/s
 // LLM_CUDA_CUBLASLT=0 sends everything through our own kernels.
 #include <array>
 #include <cmath>
@@ -86,7 +86,7 @@ const char* run(const Gemm& g) {
   return gemm(ctx, g);
 }
 
-int failures = 0, cases = 0;
+int failures = 0, cases = 0, seen = 0, every = 1;
 
 double host_value(const std::vector<char>& bytes, DType t, int64_t i) {
   if (t == DType::f32) return reinterpret_cast<const float*>(bytes.data())[i];
@@ -104,6 +104,7 @@ struct Case {
 };
 
 void check_case(const Case& t) {
+  if (seen++ % every) return;
   cases++;
   Gemm g;
   g.m = t.m, g.n = t.n, g.k = t.k, g.trans_a = t.trans_a, g.trans_b = t.trans_b, g.dtype_a = t.a, g.dtype_b = t.b, g.dtype_c = t.c;
@@ -337,6 +338,7 @@ void time_rows() {
 
 int main(int count, char** words) {
   const std::string what = count > 1 ? words[1] : "check";
+  if (count > 2) every = atoi(words[2]);
   cudaDeviceProp properties;
   CUDA(cudaGetDeviceProperties(&properties, 0));
   ctx.sms = properties.multiProcessorCount;

@@ -1,6 +1,6 @@
 // Layers and optimizer steps on the device against the CPU's reference kernels, over dtypes, odd shapes, strided rows and bad ids; every
 // case runs twice and must give the same bits. Then their speed against a plain copy.
-//   nvcc -std=c++20 -O3 -I native … layers_test.cu ../{norm,embedding_bwd,layers,optim}.cu ../../cpu/ref/{layers,optim}.cpp ../../core/threadpool.cpp
+//   nvcc -std=c++20 -O3 -I native … layers_test.cu ../{norm,norm_bwd,embedding_bwd,layers,optim}.cu ../../cpu/ref/{layers,optim}.cpp ../../core/threadpool.cpp
 //   layers_test [check [largest number of elements] | bench [part of a name]]
 #include <algorithm>
 #include <cmath>

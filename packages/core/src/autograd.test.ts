@@ -589,7 +589,7 @@ describe("memory of graphs", () => {
         scope(() => {
           const y = scale(w, 2);
           const z = silu(y);
-          z.node!.saved[0]!.dispose();
+          (z.node!.saved[0] as Tensor).dispose();
           backward(sum(add(z, y)));
         }),
       ).toThrow(/disposed/);

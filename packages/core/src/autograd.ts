@@ -5,7 +5,7 @@
 import { LlmError, ShapeError } from "./errors.js";
 import * as raw from "./gen/ops.js";
 import { disownNode, ownNode, ownTensor, scope } from "./memory.js";
-import { empty, Tensor } from "./tensor.js";
+import { empty, type Recipe, Tensor } from "./tensor.js";
 import { type DType, dtypes } from "./dtype.js";
 
 let enabled = true;
@@ -67,6 +67,9 @@ export interface BackwardContext {
 /** Returns the gradient of each input (null = none, or already given to `accumulate`). `grads[o]` is null when output o was not used. */
 export type Backward = (grads: (Tensor | null)[], saved: Tensor[], context: BackwardContext) => (Tensor | null)[];
 
+/** A tensor that backward needs, or how to make it again. */
+type Saved = Tensor | Recipe;
+
 /** One recorded op. */
 export class Node {
   readonly id = nextId++;
@@ -74,10 +77,10 @@ export class Node {
   readonly edges: Edge[];
   /** How many tensors the op made. */
   readonly outputs: number;
-  saved: Tensor[];
+  saved: Saved[];
   backward: Backward | undefined;
 
-  constructor(name: string, edges: Edge[], outputs: number, saved: Tensor[], backward: Backward) {
+  constructor(name: string, edges: Edge[], outputs: number, saved: Saved[], backward: Backward) {
     this.name = name;
     this.edges = edges;
     this.outputs = outputs;
@@ -88,7 +91,10 @@ export class Node {
 
   /** Frees what the node saved; a later backward through it is an error. */
   dispose(): void {
-    for (const tensor of this.saved) tensor.dispose();
+    for (const s of this.saved) {
+      if (s instanceof Tensor) s.dispose();
+      else for (const tensor of s.inputs) tensor.dispose();
+    }
     this.saved = [];
     this.backward = undefined;
   }
@@ -113,16 +119,28 @@ export function record(
     if (t.node) return { node: t.node, output: t.nodeOutput, dtype: t.dtype };
     return t.requiresGrad ? { leaf: t } : undefined;
   });
-  const held = saved.map((t) => {
+  const hold = (t: Tensor): Tensor => {
     const alias = t.alias();
     alias.freeWhenCollected();
     return alias;
+  };
+  const held = saved.map((t): Saved => {
+    const { recipe } = t;
+    return recipe ? { inputs: recipe.inputs.map(hold), run: recipe.run } : hold(t);
   });
   const node = new Node(name, edges, outputs.length, held, backward);
   outputs.forEach((t, i) => {
     t.node = node;
     t.nodeOutput = i;
   });
+}
+
+/**
+ * Notes how `t` can be made again from `inputs`, which are kept for other gradients anyway: nodes that want `t` in their backward then hold
+ * no memory for it. For ops that cost little beside the matrix product that follows (norms, gates).
+ */
+export function rememberRecipe(t: Tensor, inputs: readonly Tensor[], run: Recipe["run"]): void {
+  if (enabled && inputs.some(needsGrad)) t.recipe = { inputs, run };
 }
 
 const f32Code = dtypes.indexOf("f32");
@@ -231,7 +249,8 @@ function runNode(
         pass(edge, grad);
       },
     };
-    const out = run(incoming, node.saved, context);
+    const saved = node.saved.map((s) => (s instanceof Tensor ? s : s.run(s.inputs)));
+    const out = run(incoming, saved, context);
     // A leaf's gradient is added to in place later, so it must own its memory: what others see too is copied.
     const alone = (grad: Tensor): boolean =>
       grad.dtype === "f32" && !incoming.includes(grad) && out.indexOf(grad) === out.lastIndexOf(grad);

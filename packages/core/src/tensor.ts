@@ -16,6 +16,12 @@ import {
   nativeWrite,
 } from "./native.js";
 
+/** A cheap way to compute a tensor again, bit for bit. */
+export interface Recipe {
+  inputs: readonly Tensor[];
+  run(inputs: readonly Tensor[]): Tensor;
+}
+
 /** What tensors are read as. */
 type NumberArray = Float32Array | Int32Array | Int8Array | Uint8Array | BigInt64Array;
 
@@ -64,6 +70,8 @@ export class Tensor {
   node: Node | undefined;
   /** Which of the node's outputs this is. */
   nodeOutput = 0;
+  /** How to make these numbers again from tensors that are kept anyway; nodes save that instead of the numbers. */
+  recipe: Recipe | undefined;
   /** A view or a second reference: others may see what is written here. */
   sharesMemory = false;
 
@@ -121,6 +129,7 @@ export class Tensor {
     const handle = this.id;
     this.id = 0;
     this.node = undefined;
+    this.recipe = undefined;
     collected.unregister(this);
     nativeRelease(handle);
     this.grad?.dispose();

@@ -192,7 +192,8 @@ export class Decoder {
     let x = embedding(inputs.ids_T, this.embed.weight);
     for (const block of this.blocks) {
       const run = (h: Tensor): Tensor => block.forward(h, inputs, tables, options.cache);
-      x = options.checkpointing ? checkpoint(run, x) : run(x);
+      // The scope frees what no gradient needs as soon as the block is done.
+      x = options.checkpointing ? checkpoint(run, x) : scope(() => run(x));
     }
     return rmsNorm(x, this.norm.weight, this.spec.rmsNormEps);
   }

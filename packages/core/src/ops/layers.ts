@@ -1,5 +1,5 @@
 /** Differentiable building blocks of a decoder. T tokens, H query heads, K key/value heads, D head width, C channels, I inner width. */
-import { needsGrad, record } from "../autograd.js";
+import { needsGrad, record, rememberRecipe } from "../autograd.js";
 import * as raw from "../gen/ops.js";
 import type { Tensor } from "../tensor.js";
 
@@ -33,6 +33,7 @@ export function rmsNorm(x: Tensor, weight: Tensor, eps: number): Tensor {
     const [dx, dw] = raw.rmsNormBwd(dy!, x_!, w!, r!, null, c.needs(1) ? 1 : 0);
     return [dx, c.needs(1) ? dw : null];
   });
+  rememberRecipe(y, [x, weight], ([x_, w]) => raw.rmsNorm(x_!, w!, eps)[0]);
   return y;
 }
 
@@ -47,6 +48,7 @@ export function addRmsNorm(x: Tensor, residual: Tensor, weight: Tensor, eps: num
     const [dx, dw] = raw.rmsNormBwd(dy, s!, w!, r!, dsum ?? null, c.needs(2) ? 1 : 0);
     return [dx, dx, c.needs(2) ? dw : null];
   });
+  rememberRecipe(y, [sum, weight], ([s, w]) => raw.rmsNorm(s!, w!, eps)[0]);
   return [y, sum];
 }
 
@@ -72,6 +74,7 @@ export function rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor): Te
 export function swiglu(x: Tensor): Tensor {
   const y = raw.swiglu(x);
   record("swiglu", [y], [x], [x], ([dy], [x_]) => [raw.swigluBwd(dy!, x_!)]);
+  rememberRecipe(y, [x], ([x_]) => raw.swiglu(x_!));
   return y;
 }
 

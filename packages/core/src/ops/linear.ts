@@ -80,7 +80,9 @@ export function linear(
 
   const saved: Tensor[] = [];
   const save = (t: Tensor): number => saved.push(t) - 1;
-  const xAt = save(x);
+  const dtype = code(x.dtype);
+  // A frozen weight without adapters needs no x.
+  const xAt = needsGrad(dense?.weight) || lowRank.some((l) => !l.x) ? save(x) : -1;
   const weightAt = dense ? save(dense.weight) : -1;
   const adapters = lowRank.map((l, i) => ({
     a: save(l.a),
@@ -97,9 +99,7 @@ export function linear(
       c.accumulate(1, s[weightAt]!.shape, (grad) => raw.matmulAcc(grad, dy!, s[xAt]!, 1, 0, 1, 1));
     if (dense && c.needs(2)) out[2] = raw.sumRows(dy!);
     if (c.needs(0))
-      out[0] = dense
-        ? raw.matmul(dy!, s[weightAt]!, null, 0, 0, code(s[xAt]!.dtype))
-        : (base as LinearBase).backward(dy!);
+      out[0] = dense ? raw.matmul(dy!, s[weightAt]!, null, 0, 0, dtype) : (base as LinearBase).backward(dy!);
     adapters.forEach((l, i) => {
       const a = s[l.a]!;
       const b = s[l.b]!;

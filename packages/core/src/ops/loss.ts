@@ -1,4 +1,5 @@
 /** Losses over a vocabulary, fused with the output projection so that the logits of all tokens never exist together. V vocabulary. */
+import type { Device } from "../device.js";
 import { gradEnabled, isUnitGrad, needsGrad, noGrad, record } from "../autograd.js";
 import { type DType, dtypes } from "../dtype.js";
 import * as raw from "../gen/ops.js";
@@ -7,20 +8,29 @@ import { empty, type Tensor } from "../tensor.js";
 
 const code = (dtype: DType): number => dtypes.indexOf(dtype);
 
+/** Elements of logits computed at a time: 128 MiB of f32 on the CPU; a GPU needs many rows to be busy, 1024 of a vocabulary of 152,064. */
+const chunkElements: Record<Device, number> = { cpu: 32 << 20, cuda: 152_064 * 1024 };
+
 /**
- * Rows of logits computed at a time: at most about 128 MiB of f32 logits, but at least 16 rows; chunks as even as they go. The head's
- * weight is read and packed once a chunk, so few large chunks are faster.
+ * Rows of logits computed at a time, at least 16; chunks as even as they go. The head's weight is read and packed once a chunk, so few
+ * large chunks are faster.
  */
-function chunkRows(rows: number, vocabulary: number, chunk?: number): number {
+function chunkRows(rows: number, vocabulary: number, device: Device, chunk?: number): number {
   if (chunk !== undefined) return Math.max(1, Math.min(rows, chunk));
-  const most = Math.max(16, Math.floor((32 << 20) / Math.max(vocabulary, 1)));
+  const most = Math.max(16, Math.floor(chunkElements[device] / Math.max(vocabulary, 1)));
   return Math.max(1, Math.ceil(rows / Math.max(1, Math.ceil(rows / most))));
 }
 
+/**
+ * Dtype of logits that only a training loss reads: on a GPU that of bf16 activations, which halves the traffic and is what the
+ * gradient is rounded to anyway (statistics and loss are computed in f32 from them); f32 otherwise.
+ */
+const logitsDtype = (x: Tensor): DType => (x.device === "cuda" && x.dtype === "bf16" ? "bf16" : "f32");
+
 /** An output projection: dense weight [V, C], or any function with its gradient (quantized heads). */
 export interface Head {
-  /** logits [t, V] f32 of x [t, C] */
-  logits(x: Tensor): Tensor;
+  /** logits [t, V] of x [t, C], f32 unless another dtype is allowed and at hand */
+  logits(x: Tensor, allowed?: DType): Tensor;
   /** dx [t, C] of dlogits [t, V] */
   backward(dlogits: Tensor): Tensor;
   /** Dense weight when it may want a gradient. */
@@ -31,7 +41,7 @@ export interface Head {
 export function denseHead(weight: Tensor): Head {
   return {
     weight,
-    logits: (x) => raw.matmul(x, weight, null, 0, 1, code("f32")),
+    logits: (x, allowed = "f32") => raw.matmul(x, weight, null, 0, 1, code(allowed)),
     backward: (dlogits) => raw.matmul(dlogits, weight, null, 0, 0, code(weight.dtype)),
   };
 }
@@ -55,15 +65,15 @@ function chunkedLoss(
       const dw = wantW ? empty(weight!.shape, "f32", "gradients", x.device) : null;
       if (dw) raw.fill(dw, 0);
       const columns: Tensor[][] = Array.from({ length: losses }, () => []);
-      const step = chunkRows(rows, weight?.dim(0) ?? 4096, chunk);
+      const step = chunkRows(rows, weight?.dim(0) ?? 4096, x.device, chunk);
       for (let start = 0; start < rows; start += step) {
         const end = Math.min(rows, start + step);
         const kept = scope(() => {
           const x_chunk = x.rows(start, end);
-          const logits = head.logits(x_chunk);
+          const logits = head.logits(x_chunk, wantX || wantW ? logitsDtype(x) : "f32");
           const values = rowLoss(logits, start, end, wantX || wantW);
           if (wantX || wantW) {
-            const dlogits = x.dtype === "f32" ? logits : raw.cast(logits, code(x.dtype));
+            const dlogits = x.dtype === logits.dtype ? logits : raw.cast(logits, code(x.dtype));
             if (dx) raw.copy(dx.rows(start, end), head.backward(dlogits));
             if (dw) raw.matmulAcc(dw, dlogits, x_chunk, 1, 0, 1, 1);
           }

@@ -38,7 +38,9 @@ function main(): void {
   if (device !== undefined) setDefaultDevice(device as Device);
   defaultDevice();
   const { isa, threads, cuda } = nativeDoctor();
-  console.log(defaultDevice() === "cuda" ? `${cuda?.name}, compute ${cuda?.compute}` : `isa ${isa}, ${threads} threads`);
+  console.log(
+    defaultDevice() === "cuda" ? `${cuda?.name}, compute ${cuda?.compute}` : `isa ${isa}, ${threads} threads`,
+  );
   if (process.argv.includes("--digest")) {
     const digest = newDigest();
     for (const c of cases) digestCase(c, digest);

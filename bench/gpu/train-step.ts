@@ -1,0 +1,113 @@
+/**
+ * Training steps on a GPU: packed random tokens, sequences of 2048.
+ * usage: train-step --model 7b|1.5b|0.5b --sequences 4 --length 2048 --mode lora|full [--rank 64] [--checkpointing] [--layers n] [--steps 8] [--profile]
+ * Prints tokens/s (median step), peak memory, and with --profile the time of each op.
+ */
+import {
+  backward,
+  createAdamW,
+  linearCrossEntropy,
+  memory,
+  nativeDoctor,
+  onDevice,
+  requireDevice,
+  scope,
+  startProfile,
+  stopProfile,
+  synchronize,
+  tensor,
+} from "@llm/core";
+import { adapterParameters, applyLora } from "@llm/lora";
+import { createModel, trainBpe } from "@llm/models";
+import { argument, flag, type ShapeName, shapes } from "./shapes.js";
+
+const name = argument("model", "1.5b") as ShapeName;
+const [sequences, length, steps] = [argument("sequences", "8"), argument("length", "2048"), argument("steps", "8")].map(
+  Number,
+) as [number, number, number];
+const mode = argument("mode", "lora");
+requireDevice("cuda");
+console.log(`${nativeDoctor().cuda!.name}: ${name} ${mode} ${sequences} x ${length}`);
+const tokenizer = trainBpe(["a"], { vocabSize: 257, specialTokens: ["<|endoftext|>"], eosToken: "<|endoftext|>" });
+const config = {
+  ...shapes[name],
+  ...(flag("layers") ? { num_hidden_layers: Number(argument("layers", "")) } : {}),
+};
+let start = performance.now();
+const base = createModel(config, tokenizer, { dtype: "bf16", device: "cuda", seed: 1 });
+const model = mode === "lora" ? applyLora(base, { rank: Number(argument("rank", "64")), alpha: 128 }) : base;
+const parameters = mode === "lora" ? adapterParameters(model) : model.decoder.trainable();
+for (const { tensor: p } of parameters) p.requiresGrad = true;
+const optimizer = createAdamW(parameters, { lr: 1e-5 });
+synchronize();
+console.log(
+  `model ${((performance.now() - start) / 1000).toFixed(1)} s, ${(memory("cuda").liveBytes / 2 ** 30).toFixed(2)} GiB`,
+);
+
+const T = sequences * length;
+let seed = 1;
+const random = (): number => (seed = (seed * 48271) % 2147483647);
+const ids = Int32Array.from({ length: T }, () => random() % 150_000);
+const labels = Int32Array.from(ids, (_, i) => ((i + 1) % length === 0 ? -100 : ids[i + 1]!));
+const positions = Int32Array.from(ids, (_, i) => i % length);
+const cu = Int32Array.from({ length: sequences + 1 }, (_, i) => i * length);
+
+const queue = (): Promise<number> =>
+  onDevice("cuda", () =>
+    scope(() => {
+      const hidden = model.hidden(
+        { ids_T: ids, positions_T: positions, cuSeqlens_B1: cu },
+        { checkpointing: flag("checkpointing") },
+      );
+      const { loss } = linearCrossEntropy(hidden, model.decoder.headFor(), tensor(labels));
+      backward(loss);
+      optimizer.step({ gradScale: 1 / (T - sequences), maxGradNorm: 1 });
+      optimizer.zeroGrad();
+      const kept = loss.detach().keep();
+      return { loss: kept.item().finally(() => kept.dispose()) };
+    }),
+  ).loss;
+
+const times: number[] = [];
+const hostMs: number[] = [];
+let losses: number[] = [];
+let ahead: Promise<number> | undefined;
+for (let i = 0; i < steps; i++) {
+  start = performance.now();
+  const next = queue();
+  hostMs.push(performance.now() - start);
+  if (ahead) losses.push(await ahead);
+  ahead = next;
+  times.push(performance.now());
+}
+losses.push(await ahead!);
+times.push(performance.now());
+const spans = times.slice(1).map((t, i) => t - times[i]!);
+const timed = spans.slice(3).sort((a, b) => a - b);
+const median = timed[Math.floor(timed.length / 2)]!;
+const m = memory("cuda");
+console.log(`losses ${losses.map((l) => (l / (T - sequences)).toFixed(4)).join(" ")}`);
+console.log(`spans ms ${spans.map((s) => s.toFixed(1)).join(" ")}; host ms ${hostMs.map((s) => s.toFixed(1)).join(" ")}`);
+console.log(
+  `RESULT ${name} ${mode}${flag("checkpointing") ? " checkpointing" : ""} ${sequences}x${length}: ${((T / median) * 1000).toFixed(0)} tokens/s, ` +
+    `${median.toFixed(1)} ms a step, peak ${(m.peakBytes / 2 ** 30).toFixed(1)} GiB live, ${((m.liveBytes + m.cachedBytes + nativeDoctor().cuda!.scratchBytes) / 2 ** 30).toFixed(1)} GiB mapped`,
+);
+
+if (flag("profile")) {
+  startProfile();
+  await queue();
+  const records = stopProfile();
+  const by = new Map<string, { us: number; count: number }>();
+  for (const { op, durationUs } of records) {
+    const entry = by.get(op) ?? { us: 0, count: 0 };
+    entry.us += durationUs;
+    entry.count++;
+    by.set(op, entry);
+  }
+  const total = records.reduce((n, r) => n + r.durationUs, 0);
+  const last = records.at(-1)!;
+  console.log(`profile: ops ${(total / 1000).toFixed(1)} ms, wall ${((last.startUs + last.durationUs - records[0]!.startUs) / 1000).toFixed(1)} ms`);
+  for (const [op, { us, count }] of [...by].sort((a, b) => b[1].us - a[1].us).slice(0, 24))
+    console.log(`  ${op.padEnd(24)} ${(us / 1000).toFixed(2).padStart(9)} ms  ${String(count).padStart(5)} calls  ${((100 * us) / total).toFixed(1)} %`);
+}
+process.exit(0);

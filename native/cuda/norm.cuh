@@ -1,0 +1,72 @@
+// What the norm and its gradient share: how rows are split over threads, and the sum over the threads of a row.
+#pragma once
+#include "cuda/rows.cuh"
+
+namespace llm::cuda {
+namespace {
+
+constexpr int kThreads = 512;  // most threads of a block
+constexpr int kMaxWarps = kThreads / 32;
+constexpr int kNarrowThreads = 448;  // the same for rows of up to two packs a thread: two blocks a multiprocessor with 72 registers a thread
+
+// How many threads share a row, 16 bytes times packs_per_thread each (0: the plain kernels), and how many rows a block has at a time.
+struct Split {
+  int lanes, packs_per_thread, groups;
+
+  int threads() const { return lanes * groups; }
+};
+
+// `block` threads a block where the row is narrower than that; `wide_block` for rows of four packs a thread.
+inline Split split_of(bool packed, int64_t packs, int64_t cols, int block, int wide_block) {
+  Split s{cols > 1024 ? 256 : 32, 0, 1};
+  if (packed && packs <= 32) {
+    s.packs_per_thread = 1;
+    for (s.lanes = 1; s.lanes < packs;) s.lanes *= 2;
+  } else if (packed && packs <= 2 * kNarrowThreads) {
+    s.packs_per_thread = 2;
+    s.lanes = 32 * static_cast<int>(ceil_div(packs, 64));
+  } else if (packed && packs <= 4 * kThreads) {
+    s.packs_per_thread = 4;
+    s.lanes = 32 * static_cast<int>(ceil_div(packs, 128));
+    block = wide_block;
+  }
+  s.groups = s.lanes < block ? block / s.lanes : 1;
+  return s;
+}
+
+// The threads that share a row: a power of two up to 32, or whole warps.
+struct Group {
+  int lanes, index, lane, turn;
+  float* shared;  // 2 x kMaxWarps x R floats, taken in turns, so that one barrier a sum is enough. All of a block call sum() together.
+
+  __device__ Group(int lanes, float* shared)
+      : lanes(lanes), index(threadIdx.x / lanes), lane(threadIdx.x % lanes), turn(0), shared(shared) {}
+
+  // Replaces each x by its sum over the group.
+  template <int R>
+  __device__ void sum(float (&x)[R]) {
+    if (lanes <= 32) {
+      for (int o = lanes >> 1; o > 0; o >>= 1)
+#pragma unroll
+        for (int r = 0; r < R; r++) x[r] += __shfl_xor_sync(0xffffffffu, x[r], o);
+      return;
+    }
+    const int warps = lanes >> 5;
+    float* slot = shared + (turn * kMaxWarps + index * warps) * R;
+    turn ^= 1;
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      x[r] = warp_sum(x[r]);
+      if ((lane & 31) == 0) slot[(lane >> 5) * R + r] = x[r];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < R; r++) x[r] = 0;
+    for (int w = 0; w < warps; w++)
+#pragma unroll
+      for (int r = 0; r < R; r++) x[r] += slot[w * R + r];
+  }
+};
+
+}  // namespace
+}  // namespace llm::cuda
