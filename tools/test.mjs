@@ -4,6 +4,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { findNvcc } from "../native/scripts/nvcc.mjs";
 import { createParts, root } from "./steps.mjs";
 
 /** Counts from vitest's JSON report; a file that cannot even be loaded counts as one failure. */
@@ -37,6 +38,13 @@ let tests = { passed: 0, failed: 0, skipped: 0, messages: [] };
 
 if (await run.install()) {
   await run.run("build (native, packages)", "npm", ["run", "build", "--silent"]);
+  await run.run("native tests", process.execPath, ["native/scripts/test.mjs"]);
+  if (findNvcc()) {
+    // Compiles everywhere, runs on a GPU only: the op cases there are a part of the vitest files.
+    await run.run("CUDA plugin (sm_90a)", process.execPath, ["native/scripts/build-cuda.mjs"], { LLM_CUDA_ARCH: "90a" });
+    await run.run("CUDA spills", process.execPath, ["native/scripts/check-spills.mjs"]);
+    await run.run("CUDA for older cards (sm_80 PTX)", process.execPath, ["native/scripts/build-cuda.mjs", "--ptx80"]);
+  } else console.log("\nnvcc was not found: the CUDA plugin is not compiled");
   await run.run("lint (oxlint)", process.execPath, [run.program("oxlint/bin/oxlint")]);
   await run.run("format (oxfmt --check)", process.execPath, [run.program("oxfmt/bin/oxfmt"), "--check"]);
   await run.run("types (tsc)", process.execPath, [

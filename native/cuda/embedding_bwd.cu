@@ -126,7 +126,7 @@ constexpr int kFew = 32;           // rows of an id for the first kernel
 constexpr int kAddWarps = 4;       // of a block of the second kernel
 constexpr int kBatches = 4;        // of 32 rows, on their way at a time
 constexpr int kAddBytes = kAddWarps * kBatches * 32 * 128;  // of shared memory for them
-constexpr int kInFlight = 4;       // rows that a thread of the first kernel loads before it adds them
+constexpr int kInFlight = 2;       // rows that a thread of the first kernel loads before it adds them
 
 template <class A, class B>
 struct Add {
@@ -170,7 +170,7 @@ __device__ inline void add_rows(const Add<A, B>& k, Span<B, V>& w, int count, in
 
 // blockIdx.x = a place among the sorted keys; the block works when it is the first of its id and at most kFew have that id.
 template <class A, class B, int V>
-__global__ void __launch_bounds__(256, 5) add_few(const Add<A, B> k) {
+__global__ void __launch_bounds__(256) add_few(const Add<A, B> k) {
   const int at = blockIdx.x, lane = threadIdx.x & 31;
   // All at once: the time of this kernel is a chain of loads.
   const uint32_t id = k.keys[at], before = k.key(at - 1), behind = k.key(at + kFew), key = k.key(at + lane);

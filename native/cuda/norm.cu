@@ -8,13 +8,6 @@
 namespace llm::cuda {
 namespace {
 
-// Makes the compiler convert a pack again instead of keeping its elements as floats, which takes twice the registers.
-template <class T>
-__device__ inline void keep_packed(Pack<T>& p) {
-  uint32_t* w = reinterpret_cast<uint32_t*>(&p);
-  asm volatile("" : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3]));
-}
-
 template <class T>
 struct Forward {
   const T *x, *residual, *weight;  // residual and sum: add_rms_norm only
@@ -130,7 +123,7 @@ const char* forward(Context& ctx, Forward<T> k, DType dtype) {
   const RowView dense{k.at.rows, k.at.cols, 1, k.at.cols};
   const bool packed = k.at.cols > 0 && packs_fit(k.x, dtype, k.at) && packs_fit(k.y, dtype, dense) && aligned16(k.weight) &&
                       (!Add || (aligned16(k.residual) && aligned16(k.sum)));
-  const Split s = split_of(packed, k.at.cols / Pack<T>::n, k.at.cols, 128, 128);
+  const Split s = split_of(packed, k.at.cols / Pack<T>::n, k.at.cols, [](int) { return 128; });
   k.lanes = s.lanes;
   switch (s.packs_per_thread) {
     case 1: launch_forward<T, 1, Add>(ctx, k, s); break;

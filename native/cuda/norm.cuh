@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 512;  // most threads of a block
 constexpr int kMaxWarps = kThreads / 32;
-constexpr int kNarrowThreads = 448;  // the same for rows of up to two packs a thread: two blocks a multiprocessor with 72 registers a thread
+constexpr int kNarrowThreads = 448;  // the same for rows of two packs a thread
 
 // How many threads share a row, 16 bytes times packs_per_thread each (0: the plain kernels), and how many rows a block has at a time.
 struct Split {
@@ -16,8 +16,9 @@ struct Split {
   int threads() const { return lanes * groups; }
 };
 
-// `block` threads a block where the row is narrower than that; `wide_block` for rows of four packs a thread.
-inline Split split_of(bool packed, int64_t packs, int64_t cols, int block, int wide_block) {
+// `threads(packs_per_thread)` is what a block should have; a row of more has a block of its own.
+template <class F>
+Split split_of(bool packed, int64_t packs, int64_t cols, F threads) {
   Split s{cols > 1024 ? 256 : 32, 0, 1};
   if (packed && packs <= 32) {
     s.packs_per_thread = 1;
@@ -28,8 +29,8 @@ inline Split split_of(bool packed, int64_t packs, int64_t cols, int block, int w
   } else if (packed && packs <= 4 * kThreads) {
     s.packs_per_thread = 4;
     s.lanes = 32 * static_cast<int>(ceil_div(packs, 128));
-    block = wide_block;
   }
+  const int block = threads(s.packs_per_thread);
   s.groups = s.lanes < block ? block / s.lanes : 1;
   return s;
 }
@@ -62,11 +63,20 @@ struct Group {
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < R; r++) x[r] = 0;
-    for (int w = 0; w < warps; w++)
 #pragma unroll
-      for (int r = 0; r < R; r++) x[r] += slot[w * R + r];
+    for (int w = 0; w < kMaxWarps; w++)  // unrolled: the loads overlap
+#pragma unroll
+      for (int r = 0; r < R; r++)
+        if (w < warps) x[r] += slot[w * R + r];
   }
 };
+
+// Makes the compiler convert a pack again instead of keeping its elements as floats, which takes twice the registers.
+template <class T>
+__device__ inline void keep_packed(Pack<T>& p) {
+  uint32_t* w = reinterpret_cast<uint32_t*>(&p);
+  asm volatile("" : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3]));
+}
 
 }  // namespace
 }  // namespace llm::cuda

@@ -24,7 +24,10 @@ struct Backward {
 
 constexpr int kStages = 2;  // most steps of a group in shared memory; more are not faster
 
-constexpr int rows_at_a_time(int packs_per_thread) { return packs_per_thread == 1 ? 4 : 1; }
+// By packs per thread: rows of a group at a time, threads of a block, and blocks of a multiprocessor.
+constexpr int rows_at_a_time(int packs) { return packs == 1 ? 2 : 1; }
+constexpr int block_threads(int packs) { return packs == 4 ? kThreads : packs == 2 ? kNarrowThreads : 256; }
+constexpr int blocks_at_a_time(int packs) { return packs == 4 ? 1 : packs == 2 ? 2 : 3; }
 
 // Packs on their way to a thread: Q of each operand for each of `stages` steps. A thread reads only what it asked for itself, so waiting for
 // its own copies is enough.
@@ -53,7 +56,7 @@ struct Ring {
 // A group takes R rows a step, one below the other. Shared memory: the weight and the rows on their way; in the end, each group's sums for the
 // gradient of the weight, which need no more than one step's rows.
 template <class T, int P, bool Weight>
-__global__ void __launch_bounds__(P == 4 ? kThreads : kNarrowThreads, P == 4 ? 1 : 2) norm_rows_bwd(const Backward<T> k) {
+__global__ void __launch_bounds__(block_threads(P), blocks_at_a_time(P)) norm_rows_bwd(const Backward<T> k) {
   constexpr int N = Pack<T>::n, R = rows_at_a_time(P);
   extern __shared__ uint4 memory[];
   __shared__ float shared[2 * kMaxWarps * R];
@@ -90,7 +93,6 @@ __global__ void __launch_bounds__(P == 4 ? kThreads : kNarrowThreads, P == 4 ? 1
   load_rstd(row);
   const float scale = 1.0f / static_cast<float>(k.at.cols);
   if (!Weight && blockIdx.x == 0 && threadIdx.x == 0) k.dweight[0] = 0;
-  if (Weight) start_next();
   for (int i = threadIdx.x; i < packs; i += blockDim.x) store_pack(weight + i * N, load_pack(k.weight + i * N));
   __syncthreads();
   float total[P][N] = {};
@@ -101,7 +103,9 @@ __global__ void __launch_bounds__(P == 4 ? kThreads : kNarrowThreads, P == 4 ? 1
     for (int r = 0; r < R; r++) rstd[r] = next_rstd[r];
     load_rstd(row + step);
     ring.wait();
-    float dot[R] = {};
+    // dx = q - x rstd^2 mean(q x) + dsum with q = rstd dy weight.
+    float q[R][P][N], dot[R] = {};
+    Pack<T> v[R][P];
 #pragma unroll
     for (int j = 0; j < P; j++) {
       const int i = group.lane + j * k.lanes;
@@ -110,36 +114,35 @@ __global__ void __launch_bounds__(P == 4 ? kThreads : kNarrowThreads, P == 4 ? 1
 #pragma unroll
       for (int r = 0; r < R; r++) {
         if (row + r >= k.at.rows) continue;
-        const Pack<T> v = ring.take(0, r * P + j), d = ring.take(1, r * P + j);
+        v[r][j] = ring.take(0, r * P + j);
+        const Pack<T> d = ring.take(1, r * P + j);
 #pragma unroll
         for (int e = 0; e < N; e++) {
-          const float n = to_float(v.v[e]) * rstd[r], g = to_float(d.v[e]);
-          if (Weight) total[j][e] = fmaf(g, n, total[j][e]);
-          dot[r] = fmaf(g * to_float(w.v[e]), n, dot[r]);
+          const float scaled = to_float(d.v[e]) * rstd[r], x = to_float(v[r][j].v[e]);
+          if (Weight) total[j][e] = fmaf(scaled, x, total[j][e]);
+          q[r][j][e] = scaled * to_float(w.v[e]);
+          dot[r] = fmaf(q[r][j][e], x, dot[r]);
         }
+        keep_packed(v[r][j]);
       }
     }
     group.sum(dot);
 #pragma unroll
-    for (int j = 0; j < P; j++) {
-      const int i = group.lane + j * k.lanes;
-      if (i >= packs) continue;
-      const Pack<T> w = load_pack(weight + i * N);
+    for (int r = 0; r < R; r++) {
+      const float pull = -dot[r] * scale * rstd[r] * rstd[r];
 #pragma unroll
-      for (int r = 0; r < R; r++) {
-        if (row + r >= k.at.rows) continue;
-        Pack<T> v = ring.take(0, r * P + j), s{};
-        const Pack<T> d = ring.take(1, r * P + j);
-        if (k.dsum) s = ring.take(2, r * P + j);
-        const float mean = dot[r] * scale;
-        float dx[N];
+      for (int j = 0; j < P; j++) {
+        const int i = group.lane + j * k.lanes;
+        if (i >= packs || row + r >= k.at.rows) continue;
+        if (k.dsum) {
+          const Pack<T> s = ring.take(2, r * P + j);
 #pragma unroll
-        for (int e = 0; e < N; e++) {
-          const float n = to_float(v.v[e]) * rstd[r], g = to_float(d.v[e]) * to_float(w.v[e]);
-          dx[e] = fmaf(rstd[r], g - n * mean, to_float(s.v[e]));
+          for (int e = 0; e < N; e++) q[r][j][e] += to_float(s.v[e]);
         }
-        round_to(v.v, dx);
-        store_pack(k.dx + (row + r) * k.at.cols + i * N, v);
+#pragma unroll
+        for (int e = 0; e < N; e++) q[r][j][e] = fmaf(to_float(v[r][j].v[e]), pull, q[r][j][e]);
+        round_to(v[r][j].v, q[r][j]);
+        store_pack(k.dx + (row + r) * k.at.cols + i * N, v[r][j]);
       }
     }
     ring.taken();
@@ -203,7 +206,6 @@ constexpr int kJoin = 32;  // threads that share a column, and columns of a bloc
 // y[c] = sum over p of partial[p, c], always in the same order.
 __global__ void __launch_bounds__(kJoin * kJoin) join_partial_sums(const float* partial, float* y, int count, int64_t cols) {
   __shared__ float shared[kJoin][kJoin + 1];
-  wait_for_previous();
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kJoin + threadIdx.x;
   float total = 0;
   for (int first = threadIdx.y; c < cols && first < count; first += 8 * kJoin) {
@@ -228,9 +230,9 @@ struct Walk {
 
 template <class T>
 Walk walk_of(const Context& ctx, const Backward<T>& k, const Split& s) {
-  const int rows = rows_at_a_time(s.packs_per_thread), resident = (s.packs_per_thread == 4 ? kThreads : 2 * kNarrowThreads) / s.threads();
+  const int packs = s.packs_per_thread, rows = rows_at_a_time(packs), resident = block_threads(packs) * blocks_at_a_time(packs) / s.threads();
   const size_t weight = static_cast<size_t>(k.at.cols) * sizeof(T), reserved = 3072;  // the kernel's own arrays and the system's share
-  const size_t stage = size_t{16} * (k.dsum ? 3 : 2) * s.packs_per_thread * rows * s.threads();
+  const size_t stage = size_t{16} * (k.dsum ? 3 : 2) * packs * rows * s.threads();
   const size_t whole = static_cast<size_t>(ctx.shared_bytes), part = whole / resident;
   Walk w{grid_for(ctx, k.at.rows, s.groups * rows, resident), 1, 0};
   if (part > weight + reserved + stage) w.stages = static_cast<int>((part - weight - reserved) / stage);
@@ -275,10 +277,10 @@ const char* backward(Context& ctx, Backward<T> k, DType dtype, bool weight) {
   const RowView dense{k.at.rows, cols, 1, cols};
   const bool packed = packs_fit(k.x, dtype, k.at) && packs_fit(k.dy, dtype, dense) && aligned16(k.weight) && aligned16(k.dx) &&
                       (!k.dsum || aligned16(k.dsum));
-  Split s = split_of(packed, cols / Pack<T>::n, cols, kNarrowThreads, kThreads);
+  Split s = split_of(packed, cols / Pack<T>::n, cols, block_threads);
   Walk w{};
   if (s.packs_per_thread > 0) w = walk_of(ctx, k, s);
-  if (w.stages == 0) s = split_of(false, 0, cols, 256, 256);
+  if (w.stages == 0) s = split_of(false, 0, cols, block_threads);
   k.lanes = s.lanes;
   k.stages = w.stages;
   int parts = w.grid;
@@ -295,7 +297,8 @@ const char* backward(Context& ctx, Backward<T> k, DType dtype, bool weight) {
   } else {
     return launch_backward<T, false>(ctx, k, s, w);
   }
-  return launch_early(ctx, join_partial_sums, static_cast<unsigned>(ceil_div(cols, kJoin)), dim3(kJoin, kJoin), k.dweight, dweight, parts, cols);
+  join_partial_sums<<<static_cast<unsigned>(ceil_div(cols, kJoin)), dim3(kJoin, kJoin), 0, ctx.stream>>>(k.dweight, dweight, parts, cols);
+  return launched();
 }
 
 }  // namespace

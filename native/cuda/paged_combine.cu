@@ -1,6 +1,7 @@
 // The second half of a decode step: partial results of the blocks (paged_work.cuh) folded into outputs. kRowWarps warps of a block share a
 // row (unit, head): each takes every kRowWarps-th partial result.
 #include "cuda/paged_work.cuh"
+#include "cuda/rows.cuh"
 
 namespace llm::cuda {
 namespace {
@@ -10,14 +11,12 @@ constexpr int kWarps = 8, kColumns = 128;
 template <int kRowWarps>
 __global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const Work w) {
   __shared__ float sums[kWarps][kRowWarps > 1 ? kColumns : 1];
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");  // until the first half is over
-#endif
+  wait_for_previous();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, part = warp % kRowWarps;
   const int64_t rows = static_cast<int64_t>(w.units) * a.heads, at = static_cast<int64_t>(blockIdx.x) * (kWarps / kRowWarps) + warp / kRowWarps;
   const bool inside = at < rows;
   const int u = inside ? static_cast<int>(at / a.heads) : 0, head = static_cast<int>(at - static_cast<int64_t>(u) * a.heads);
-  const int before = w.plan[1 + u], steps = w.plan[2 + u] - before;
+  const int before = w.plan[1 + u], steps = w.plan[2 + u] - before, token = a.by_token ? w.first_unit + u : a.cu[w.first_unit + u];
   const Shares shares(w.plan[1 + w.units], w.plan[0]);
   int first = 0, count = 0;  // partial results: shares first, first + 1, …
   if (inside && steps > 0) {
@@ -27,6 +26,19 @@ __global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const 
   if (count == 1) count = 0;  // the output is there already
   const int pieces = w.items / a.key_heads, within = head % a.group, item = head / a.group * pieces + within / w.rows, row = within % w.rows;
   const auto place = [&](int i) { return (static_cast<int64_t>(i == 0 ? 2 * first + 1 : 2 * (first + i)) * w.items + item) * w.rows + row; };
+  // Loads a few partial results' columns at `begin`: the first ones before their factors are known.
+  constexpr int kAhead = 8;
+  float ahead[kAhead][kColumns / 32];
+  const auto load = [&](int from, int begin) {
+#pragma unroll
+    for (int k = 0; k < kAhead; k++) {
+      const int i = from + k * kRowWarps;
+#pragma unroll
+      for (int j = 0; j < kColumns / 32; j++)
+        ahead[k][j] = i < count && begin + lane + 32 * j < a.width ? w.o[place(i) * a.width + begin + lane + 32 * j] : 0.f;
+    }
+  };
+  load(part, 0);
 
   float top = -INFINITY, sum = 0.f;
   for (int i = lane; i < count; i += 32) top = fmaxf(top, w.ml[place(i)].x);
@@ -38,16 +50,18 @@ __global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const 
   }
   sum = warp_sum(sum);
   const float inverse = sum == 0.f ? 0.f : __fdividef(1.f, sum);
-  const int64_t out = count > 0 ? (static_cast<int64_t>(unit_of(a, w.first_unit + u).token) * a.heads + head) * a.width : 0;
+  const int64_t out = (static_cast<int64_t>(token) * a.heads + head) * a.width;
   for (int begin = 0; begin < a.width; begin += kColumns) {
     float o[kColumns / 32] = {};
-#pragma unroll 4
-    for (int i = part; i < count; i += kRowWarps) {
-      const float factor = exp2f(w.ml[place(i)].x - base);
-      const float* from = w.o + place(i) * a.width + begin;
+    for (int i = part; i < count; i += kAhead * kRowWarps) {
+      if (i != part || begin != 0) load(i, begin);
 #pragma unroll
-      for (int j = 0; j < kColumns / 32; j++)
-        if (begin + lane + 32 * j < a.width) o[j] = fmaf(factor, from[lane + 32 * j], o[j]);
+      for (int k = 0; k < kAhead; k++) {
+        const int at = i + k * kRowWarps;
+        const float factor = at < count ? exp2f(w.ml[place(at)].x - base) : 0.f;
+#pragma unroll
+        for (int j = 0; j < kColumns / 32; j++) o[j] = fmaf(factor, ahead[k][j], o[j]);
+      }
     }
     if constexpr (kRowWarps > 1) {
 #pragma unroll
@@ -77,17 +91,8 @@ __global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const 
 
 template <int kRowWarps>
 const char* launch(Context& ctx, const PagedArgs& a, const Work& w) {
-  cudaLaunchConfig_t c{};
-  c.gridDim = dim3(static_cast<unsigned>(ceil_div(static_cast<int64_t>(w.units) * a.heads, kWarps / kRowWarps)));
-  c.blockDim = dim3(32 * kWarps);
-  c.stream = ctx.stream;
-  cudaLaunchAttribute early{};  // its blocks may be placed before the first half is over: they wait for that themselves
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  c.attrs = &early;
-  c.numAttrs = ctx.arch >= 90 ? 1 : 0;
-  const cudaError_t e = cudaLaunchKernelEx(&c, combine<kRowWarps>, a, w);
-  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+  const int64_t blocks = ceil_div(static_cast<int64_t>(w.units) * a.heads, kWarps / kRowWarps);
+  return launch_early(ctx, combine<kRowWarps>, dim3(static_cast<unsigned>(blocks)), dim3(32 * kWarps), a, w);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "cuda/attention/ptx.cuh"
 #include "cuda/paged_codes.cuh"
 #include "cuda/paged_work.cuh"
+#include "cuda/rows.cuh"
 
 namespace llm::cuda {
 namespace {
@@ -312,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, 3) decode(const PagedArgs a, const W
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane & 3;
   const int pieces = w.items / a.key_heads;
   const float c = a.scale * 1.4426950408889634f;
-  release_dependents();
+  start_next();
   work_on(a, w, prefix, [&](const Segment& seg, int item) {
     const int key_head = item / pieces, piece = item % pieces;
     const int first_head = key_head * a.group + piece * kHeads, heads = min(kHeads, a.group - piece * kHeads);

@@ -46,9 +46,13 @@ struct Piece {
     for (int e = 0; e < kHeld; e += V) {
       const int d = part + column(lane, e);
       if (d < width) {
-        const Span<C, V> s = Span<C, V>::load(from + d);
+        if constexpr (V == 1) {
+          x[e] = widened(from[d]);
+        } else {
+          const Span<C, V> s = Span<C, V>::load(from + d);
 #pragma unroll
-        for (int i = 0; i < V; i++) x[e + i] = widened(s.v[i]);
+          for (int i = 0; i < V; i++) x[e + i] = widened(s.v[i]);
+        }
       } else {
 #pragma unroll
         for (int i = 0; i < V; i++) x[e + i] = 0.f;
@@ -68,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 6) generic(const PagedArgs a, const 
   int* prefix = reinterpret_cast<int*>(memory + (a.width + 3) / 4 * 4);
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
   const float c = a.scale * 1.4426950408889634f;
-  release_dependents();
+  start_next();
   work_on(a, w, prefix, [&](const Segment& seg, int head) {
     const int key_head = head / a.group;
     for (int d = threadIdx.x; d < a.width; d += kThreads)

@@ -124,13 +124,6 @@ __device__ inline void work_on(const PagedArgs& a, const Work& w, int* prefix, B
   }
 }
 
-// Lets the kernel that is launched after this one, and waits for it, take its place on the card early.
-__device__ __forceinline__ void release_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // Folds partial results into outputs. After work_on(), with the same arguments.
 const char* combine_partials(Context& ctx, const PagedArgs& a, const Work& w);
 

@@ -52,7 +52,7 @@ struct W4Scheme {
     for (int i = 0; i < N; i++) w |= (__float_as_uint(g.multiples.shifted(x[i], unsure) + g.zero) & 15) << place(i);
     if (!unsure) return w;
     w = 0;
-#pragma unroll 1
+#pragma unroll
     for (int i = N - 1; i >= 0; i--) w = w << 4 | static_cast<Word>(g.multiples.exactly(x[i]) + g.zero);
     return w;
   }
@@ -81,7 +81,7 @@ struct Q8Scheme {
     for (int i = 0; i < N; i++) halves[i / 4] |= (__float_as_uint(g.shifted(x[i], unsure)) & 255) << (8 * (i % 4));
     if (!unsure) return static_cast<Word>(halves[1]) << 32 | halves[0];
     Word w = 0;
-#pragma unroll 1
+#pragma unroll
     for (int i = N - 1; i >= 0; i--) w = w << 8 | static_cast<Word>(static_cast<uint8_t>(static_cast<int8_t>(g.exactly(x[i]))));
     return w;
   }

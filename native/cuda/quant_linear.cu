@@ -15,7 +15,7 @@
 namespace llm::cuda {
 namespace {
 
-constexpr int64_t kFewRows = 64, kFewPlainRows = 32, kMostPanels = 65535;
+constexpr int64_t kFewRows = 64, kFewPlainRows = 32, kMostPanels = 65535, kMostColumns = int64_t{1} << 20;
 constexpr int64_t kSlabBytes = int64_t{256} << 20;  // of unpacked weights
 constexpr int kThreads = 256;
 constexpr int kBlockOfX = 32;  // columns of x that share a scale in mode 1
@@ -123,7 +123,7 @@ struct Rows {
   const uint16_t* zeros;  // likewise
   int row_units, panels, groups;
   int share;              // units of a warp
-  float groups_a_block;   // 32 / columns of a group
+  uint32_t groups_a_block;  // 2^31 * 32 / columns of a group, rounded up: exact while (blocks of a row) * (blocks of a group) < 2^31
   const X* x;
   int64_t ldx, term;      // elements between rows and between the terms of x
   int m, n;
@@ -170,20 +170,17 @@ __global__ void __launch_bounds__(32 * kMostWarps<panels>, 1) few_rows(const __g
     scale[p] = a.scales + panel * a.groups * 8 + row;
     zeros[p] = a.zeros + panel * a.groups * 8 + row;
   }
-  const auto fetch = [&](int u, int step) {  // unit u, `step` after the one that codes[] points to
-    Fetched<panels, scales> f;
+  const auto fetch = [&](Fetched<panels, scales>& f, int u, int step) {  // unit u, `step` after the one that codes[] points to
 #pragma unroll
     for (int p = 0; p < panels; p++) {
       f.codes[p] = load_unit(codes[p] + step * 32);
 #pragma unroll
       for (int s = 0; s < scales; s++) {
-        // (block + 0.5) / blocks of a group: far enough from a whole number for f32 up to 2^21 blocks.
-        const int g = static_cast<int>((static_cast<float>(u * kBlocks + s) + 0.5f) * a.groups_a_block);
-        f.scale[p][s] = __ldg(scale[p] + g * 8);
-        f.zeros[p][s] = bits == 4 ? __ldg(zeros[p] + g * 8) : 0;
+        const int g = static_cast<int>(__umulhi(2 * static_cast<uint32_t>(u * kBlocks + s), a.groups_a_block)) * 8;
+        f.scale[p][s] = __ldg(scale[p] + g);
+        f.zeros[p][s] = bits == 4 ? __ldg(zeros[p] + g) : 0;
       }
     }
-    return f;
   };
 
   // Rows beyond the last are computed like row 0 and not stored.
@@ -200,13 +197,12 @@ __global__ void __launch_bounds__(32 * kMostWarps<panels>, 1) few_rows(const __g
   Fetched<panels, scales> ring[ahead];
 #pragma unroll
   for (int s = 0; s < ahead; s++)
-    if (begin + s < end) ring[s] = fetch(begin + s, s);
+    if (begin + s < end) fetch(ring[s], begin + s, s);
   for (int u = begin; u < end; u += ahead) {
 #pragma unroll
     for (int j = 0; j < ahead; j++) {
       if (u + j >= end) break;
-      const Fetched<panels, scales> now = ring[j];
-      if (u + j + ahead < end) ring[j] = fetch(u + j + ahead, j + ahead);
+      Fetched<panels, scales>& now = ring[j];
 #pragma unroll
       for (int h = 0; h < kBlocks; h++) {
         const int s = h * scales / kBlocks;
@@ -243,6 +239,7 @@ __global__ void __launch_bounds__(32 * kMostWarps<panels>, 1) few_rows(const __g
             for (int i = 0; i < 4; i++) total[p][t][i] = fmaf(i < 2 ? now.scale[p][s].x : now.scale[p][s].y, sum[t][i], total[p][t][i]);
         }
       }
+      if (u + j + ahead < end) fetch(now, u + j + ahead, j + ahead);  // into the registers that were just used: no moves that would wait
     }
 #pragma unroll
     for (int p = 0; p < panels; p++) codes[p] += ahead * 32;
@@ -291,7 +288,7 @@ const char* launch_few_rows(Context& ctx, const Packed& p, const X* x, int64_t l
   a.panels = static_cast<int>(p.n / 16);
   a.groups = static_cast<int>(p.groups);
   const int64_t group = p.groups == 1 ? p.k : p.group;
-  a.groups_a_block = 32.f / static_cast<float>(group);
+  a.groups_a_block = static_cast<uint32_t>(ceil_div(int64_t{1} << 31, group / 32));
   a.x = x;
   a.ldx = ldx;
   a.term = term;
@@ -355,7 +352,7 @@ const char* linear(Context& ctx, const KernelArgs& k) {
   int64_t ldx = m == 1 ? p.k : view.stride[0];
   T* y = data_of<T>(k.out[0]);
   if (m == 0 || p.n == 0) return nullptr;
-  if (p.tiled && p.k > 0 && m <= kFewRows && p.n <= kMostPanels * 16) {
+  if (p.tiled && p.k > 0 && m <= kFewRows && p.n <= kMostPanels * 16 && p.k < kMostColumns) {
     if constexpr (sizeof(T) == 4) {
       const bf16* terms = prepared<T, bf16, 3>(ctx, x, ldx, m, p, round);
       return launch_few_rows<bf16, T, bits, 3>(ctx, p, terms, p.k, m * p.k, m, bias, y);

@@ -83,31 +83,4 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
 }
 
-// A kernel that follows another of the same op may be started while that one still runs (Hopper and later): the first calls start_next(), the
-// second is launched by launch_early() and calls wait_for_previous() before it touches memory.
-__device__ inline void start_next() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-template <class... Parameters, class... Arguments>
-const char* launch_early(Context& ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = ctx.stream;
-  config.attrs = &early;
-  config.numAttrs = ctx.arch >= 90 ? 1 : 0;
-  const cudaError_t e = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
-}
-
 }  // namespace llm::cuda

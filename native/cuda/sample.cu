@@ -45,9 +45,8 @@ __global__ void __launch_bounds__(kPeakThreads) peaks(const T* logits, int64_t c
         if (v[e] == top) p.best = static_cast<int>(i) + e;
     }
     if (p.largest == -INFINITY) return;
-    const float base = p.largest * -kLog2e;
 #pragma unroll
-    for (int e = 0; e < n; e++) p.sum += ptx::exp2_fast(fmaf(v[e], kLog2e, base));
+    for (int e = 0; e < n; e++) p.sum += ptx::exp2_fast((v[e] - p.largest) * kLog2e);
   });
 #pragma unroll
   for (int d = 16; d > 0; d >>= 1) merge(p, shuffled(p, d));

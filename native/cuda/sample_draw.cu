@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kList = 4096;    // tokens that are sorted at once
+constexpr int kFew = 1024;     // or that are worth listing from the top, for later steps to use
 constexpr int kFineBins = 2048;
 constexpr int kShownSlices = 8;  // whose histograms are read at once
 
@@ -163,10 +164,10 @@ struct Ranking {
     return {tokens + i + 1, mass + s.list_mass[i], static_cast<int>(static_cast<uint32_t>(s.list[i]))};
   }
 
-  __device__ Found find(const Place& p) {
+  __device__ Found find(const Place& p, bool last) {
     const int bin = min(first_where(kBins, [&](int b) { return p.met(s.count[b], s.mass[b]); }), kBins - 1);
     if (bin < list_first || bin > list_last) {
-      if (s.count[bin] <= kList) collect_bins(0, bin);
+      if (s.count[bin] <= (last ? kFew / 8 : kFew)) collect_bins(0, bin);
       else if (s.count[bin] - count_before(bin) <= kList) collect_bins(bin, bin);
       else return in_crowd(p, bin);
     }
@@ -294,10 +295,14 @@ struct Ranking {
       n = min(max(n, 1), static_cast<int>(kept.tokens));
       return {static_cast<uint32_t>(n), s.list_mass[n - 1], 0};
     }
+    const float threshold = s.threshold;
+    const int bin = min(weights.bin(threshold), kBins - 1);
+    bound(bin, bin);
+    const float most = s.most;
     uint64_t mass = 0;
     uint32_t tokens = 0;
     visit(row, 0, cols, [&](int64_t, float x) {
-      if (!(x >= s.threshold)) return;
+      if (!(x >= threshold && x <= most)) return;
       tokens++;
       mass += weights.mass_of(x);
     });
@@ -311,8 +316,8 @@ struct Ranking {
       s.totals[threadIdx.x >> 5] = mass;
     }
     __syncthreads();
-    tokens = s.number;
-    mass = 0;
+    tokens = s.number + count_before(bin);
+    mass = mass_before(bin);
     for (int w = 0; w < kWarps; w++) mass += s.totals[w];
     __syncthreads();
     if (tokens >= kept.tokens) return kept;
@@ -399,7 +404,7 @@ __global__ void __launch_bounds__(kThreads, 1) draw(const SampleArgs a) {
       place.mass = u * mass;
       place.more = true;
     }
-    const Found f = ranking.find(place);
+    const Found f = ranking.find(place, step == 3);
     if (step == 3) return finish(f.id);
     if (f.tokens < kept.tokens) kept = f;
   }

@@ -1,6 +1,7 @@
 // Builds the CUDA plugin with nvcc and puts it into the platform package native/npm/linux-x64-cuda.
 // usage: node native/scripts/build-cuda.mjs [--ptx80]
 //   LLM_CUDA_ARCH=80,90a…  real architectures (default: those of the cards here, else 90a)      LLM_CUDA_ALL=1  every published one
+//   LLM_CUDA_LINEINFO=1    source lines for profilers (a larger library)
 //   --ptx80                only compiles everything to sm_80 PTX, to show that older cards are served
 // What ptxas says of each kernel is kept beside the objects (native/build-cuda/*.ptxas) for the test of spills.
 import { execFileSync, spawn } from "node:child_process";
@@ -8,17 +9,10 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameS
 import { availableParallelism } from "node:os";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { findNvcc } from "./nvcc.mjs";
 
 const native = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 const ptx80 = process.argv.includes("--ptx80");
-
-/** nvcc's path, or undefined. */
-function findNvcc() {
-  const places = [process.env.CUDACXX, process.env.CUDA_HOME && join(process.env.CUDA_HOME, "bin/nvcc")];
-  for (const folder of (process.env.PATH ?? "").split(":")) places.push(join(folder, "nvcc"));
-  places.push("/usr/local/cuda/bin/nvcc");
-  return places.find((path) => path && existsSync(path));
-}
 
 /** The compute capabilities of the cards here: "90a" and the like. */
 function presentArchitectures() {
@@ -51,7 +45,8 @@ const targets = ptx80
   ? ["-gencode=arch=compute_80,code=compute_80"]
   : archs.map((arch) => `-gencode=arch=compute_${arch},code=sm_${arch}`);
 if (process.env.LLM_CUDA_ALL === "1") targets.push("-gencode=arch=compute_90,code=compute_90");
-const flags = ["-std=c++20", "-O3", `-I${native}`, "--expt-relaxed-constexpr", "--extended-lambda", "-Xptxas=-v", "-lineinfo", "-cudart=static",
+const flags = ["-std=c++20", "-O3", `-I${native}`, "--expt-relaxed-constexpr", "--extended-lambda", "-Xptxas=-v", "-cudart=static",
+  ...(process.env.LLM_CUDA_LINEINFO === "1" ? ["-lineinfo"] : []),
   "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", ...targets]; // prettier-ignore
 
 const sources = ["cuda", "cuda/attention", "cuda/gemm", "cuda/lib"]
@@ -74,7 +69,7 @@ function stale(source, object) {
 function compile(source) {
   const object = objectOf(source);
   return new Promise((done, failed) => {
-    const child = spawn(nvcc, [...flags, "-MD", "-MF", `${object}.d`, "-c", source, "-o", object], { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(nvcc, [...flags, "-MD", "-MF", `${object}.d`, ptx80 && source.endsWith(".cu") ? "-ptx" : "-c", source, "-o", object], { stdio: ["ignore", "pipe", "pipe"] });
     let text = "";
     child.stdout.on("data", (data) => (text += data));
     child.stderr.on("data", (data) => (text += data));

@@ -1,11 +1,13 @@
-// Builds the native core and puts the addon into the platform package native/npm/linux-x64.
+// Builds the native core and puts the addon into the platform package native/npm/linux-x64; then the CUDA plugin (build-cuda.mjs).
 // usage: node native/scripts/build.mjs [--sanitize]      LLM_CXX chooses the compiler (default: cmake's own choice)
+//   LLM_CUDA=1 builds the plugin, 0 does not; otherwise it is built where both nvcc and an NVIDIA driver are
 import { execFileSync } from "node:child_process";
-import { copyFileSync, renameSync } from "node:fs";
+import { copyFileSync, existsSync, renameSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import { dirname, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { findNvcc } from "./nvcc.mjs";
 
 const native = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 const sanitize = process.argv.includes("--sanitize");
@@ -29,4 +31,10 @@ if (!sanitize) {
   const target = `${native}/npm/linux-x64/llm.node`;
   copyFileSync(`${build}/llm.node`, `${target}.new`);
   renameSync(`${target}.new`, target);
+
+  const asked = process.env.LLM_CUDA;
+  const gpu = existsSync("/proc/driver/nvidia") || existsSync("/dev/nvidia0");
+  if (asked === "1" || (asked !== "0" && gpu && findNvcc())) run(process.execPath, [`${native}/scripts/build-cuda.mjs`]);
+  else if (asked !== "0" && (gpu || findNvcc()))
+    console.log(`CUDA plugin: not built (${gpu ? "nvcc was not found" : "no NVIDIA driver here"}); LLM_CUDA=1 builds it`);
 }

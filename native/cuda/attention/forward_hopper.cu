@@ -70,6 +70,9 @@ static_assert(sizeof(Control<64>) <= 512 && sizeof(Control<128>) <= 512);
 // Pieces handed out beyond the first of each block, and blocks that are done. The last block sets both back to 0.
 [[maybe_unused]] __device__ unsigned pieces_taken, blocks_done;
 
+// The first lane's value: tells the compiler that the warp agrees on it, so that what depends on it stays in uniform registers.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 // Position in the ring of slots: goes round with the phase of the slots' barriers.
 template <int slots>
 struct RingPosition {
@@ -173,7 +176,7 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
                                         Control<D>& control) {
   using S = Shape<D>;
   constexpr int N = S::keys;
-  const int group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+  const int thread = threadIdx.x % 128, lane = thread % 32, group = uniform(threadIdx.x / 128) - 1, warp = uniform(thread / 32);
   const int my_turn = 1 + group, next_turn = 1 + (group + 1) % S::groups, own_barrier = 1 + S::groups + group;
   RingPosition<S::slots> at;
   int turn = 0;  // messages read
@@ -185,11 +188,15 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
   const auto arrive = [&](uint64_t& barrier) {
     if (lane == 0) ptx::mbar_arrive(ptx::shared_address(&barrier));
   };
-  // The next piece; nullptr when there is none. It stays in shared memory, for want of registers.
-  const auto take = [&]() -> const Piece* {
+  // The next piece; false when there is none.
+  const auto take = [&](Piece& x) {
     ptx::mbar_wait(ptx::shared_address(&control.piece_full[turn & 1]), (turn >> 1) & 1);
-    const Piece* x = &control.piece[turn++ & 3];
-    return x->head < 0 ? nullptr : x;
+    const Piece& message = control.piece[turn++ & 3];
+    x.s = Stretch{uniform(message.s.q_begin), uniform(message.s.queries), 0, uniform(message.s.keys)};
+    x.t = KeyTiles{uniform(message.t.begin), uniform(message.t.end), uniform(message.t.inner_begin), uniform(message.t.inner_end)};
+    x.head = uniform(message.head);
+    x.row0 = uniform(message.row0);
+    return x.head >= 0;
   };
   const auto start_scores = [&](int buffer, int slot) {
     const uint64_t q = ptx::descriptor_rows(q_base + buffer * S::q_bytes + group * 64 * 128);
@@ -257,8 +264,8 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
     for (int i = 0; i < D / 2; i++) o[i] *= factor[(i >> 1) & 1];
   };
 
-  const Piece* now = take();
-  if (now == nullptr) return;
+  Piece now, next;
+  if (!take(now)) return;
   RunningSoftmax softmax;
   if (group == S::groups - 1) ptx::named_arrive(1, 256);
   wait_full(at);
@@ -269,15 +276,15 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
   ptx::hold(s);
   arrive(control.empty[at.slot]);
   at.next();
-  begin_softmax(*now, softmax);
+  begin_softmax(now, softmax);
   pack_scores<T>(s, p);
 
   int stored = -1;  // q buffer out of which rows of o are being stored
-  while (now != nullptr) {
+  for (bool more = true; more;) {
     // Here p holds the probabilities of the last keys of `now`, o nothing yet. Values past the sequence's end may be anything, and 0 * NaN
     // is not 0: make them zeros. Every warpgroup does it for itself.
-    const KeyTiles t = now->t;
-    const int rest = now->s.keys - (t.end - 1) * N;
+    const KeyTiles t = now.t;
+    const int rest = now.s.keys - (t.end - 1) * N;
     if (rest < N) {
       RingPosition<S::slots> value = at;
       if (t.end - 1 > t.begin) value.next();
@@ -297,22 +304,22 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
     int accumulate = 0;
     for (int n = t.end - 2; n >= t.begin; n--) {
       if (n >= t.inner_end || n < t.inner_begin)
-        step(*now, softmax, n, accumulate, std::true_type{});
+        step(now, softmax, n, accumulate, std::true_type{});
       else
-        step(*now, softmax, n, accumulate, std::false_type{});
+        step(now, softmax, n, accumulate, std::false_type{});
       accumulate = 1;
     }
 
     // The last values, together with the first scores of the next piece. Whole rows of a long piece go out through its q buffer; the others
     // straight from registers, so that the buffer is free early.
-    const int buffer = (turn - 1) & 1, row = upper_row(*now);
-    const bool by_copy = row - lane / 4 + 16 <= now->s.queries && t.end - t.begin > 1;
+    const int buffer = (turn - 1) & 1, row = upper_row(now);
+    const bool by_copy = now.row0 + group * 64 + warp * 16 + 16 <= now.s.queries && t.end - t.begin > 1;
     if (!by_copy) arrive(control.piece_empty[buffer]);
-    const Piece* next = take();
+    more = take(next);
     const RingPosition<S::slots> values = at;
     at.next();
     const RunningSoftmax done = softmax;
-    if (next != nullptr) {
+    if (more) {
       wait_full(at);
       ptx::named_sync(my_turn, 256);
       fence();
@@ -324,7 +331,7 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
       ptx::hold(s);
       arrive(control.empty[at.slot]);
       at.next();
-      begin_softmax(*next, softmax);
+      begin_softmax(next, softmax);
       ptx::wgmma_wait<0>();
     } else {
       ptx::named_sync(own_barrier, 128);  // all warps are done with q: the rows of o may take its place
@@ -340,8 +347,8 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
     finish_softmax(done, a.scale, inverse, lse);
 #pragma unroll
     for (int r = 0; r < 2; r++)
-      if (lane % 4 == 0 && row + 8 * r < now->s.queries)
-        a.lse[static_cast<int64_t>(now->head) * a.p.queries + now->s.q_begin + row + 8 * r] = lse[r];
+      if (lane % 4 == 0 && row + 8 * r < now.s.queries)
+        a.lse[static_cast<int64_t>(now.head) * a.p.queries + now.s.q_begin + row + 8 * r] = lse[r];
     if (by_copy) {
       const uint32_t rows = q_base + buffer * S::q_bytes + (group * 64 + warp * 16) * 128;
 #pragma unroll
@@ -356,18 +363,18 @@ __device__ __forceinline__ void compute(const HopperArgs& a, const CUtensorMap& 
       if (lane == 0) {
 #pragma unroll
         for (int panel = 0; panel < D / 64; panel++)
-          ptx::tma_store_4d(&o_map, rows + panel * (S::rows * 128), 0, now->s.q_begin + row, panel, now->head);
+          ptx::tma_store_4d(&o_map, rows + panel * (S::rows * 128), 0, now.s.q_begin + row, panel, now.head);
         ptx::tma_store_commit();
       }
       stored = buffer;
     } else {
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        const int64_t token = now->s.q_begin + row + 8 * r;
-        store_row(reinterpret_cast<T*>(a.o) + (token * a.heads + now->head) * D, o, r, inverse[r], D, row + 8 * r < now->s.queries);
+        const int64_t token = now.s.q_begin + row + 8 * r;
+        store_row(reinterpret_cast<T*>(a.o) + (token * a.heads + now.head) * D, o, r, inverse[r], D, row + 8 * r < now.s.queries);
       }
     }
-    if (next != nullptr) pack_scores<T>(s, p);
+    if (more) pack_scores<T>(s, p);
     now = next;
   }
   if (lane == 0) ptx::tma_store_wait<0>();

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { type DoctorReport, LlmError, memory, nativeDoctor } from "@llm/core";
 import * as v from "valibot";
 import { defineCommand } from "../define-command.js";
+import { deviceRows, deviceStatus } from "../doctor-cuda.js";
 import { formatBytes } from "../terminal.js";
 import { ownVersion } from "../version.js";
 
@@ -31,6 +32,7 @@ function versions(): Record<string, string> {
   for (const name of [
     ...packageNames.map((short) => `@llm/${short}`),
     `@llm/native-${process.platform}-${process.arch}`,
+    `@llm/native-${process.platform}-${process.arch}-cuda`,
     "onnxruntime-node",
   ]) {
     try {
@@ -95,7 +97,7 @@ function wrap(words: readonly string[], indent: string, width = 100): string {
 export const doctor = defineCommand({
   name: "doctor",
   description:
-    "Says what this machine offers: Node, processor, native core and the kernels that it picked, memory, versions, caches.\nExit code 1 when the native core is missing.",
+    "Says what this machine offers: Node, processor, native core and the kernels that it picked, GPU and CUDA or why there is\nnone, memory, versions, caches. Exit code 1 when the native core is missing; a machine without a GPU is fine.",
   arguments: [],
   groups: { own: { title: "Options", schema: DoctorFlags, docs: "cli.DoctorFlags", complete: true } },
   examples: [
@@ -114,13 +116,14 @@ export const doctor = defineCommand({
     }
     const variants = byVariant(native?.kernels ?? {});
     const scalar = variants["scalar"] ?? [];
+    const devices = deviceStatus();
     const report = {
       ok: native !== undefined,
       node: process.version,
       platform: `${process.platform}-${process.arch}`,
       system: release(),
       cpu: { model: cpus()[0]?.model ?? "unknown", cores: cpus().length },
-      memory: { totalBytes: totalmem(), freeBytes: freemem(), ...(native ? { native: memory() } : {}) },
+      memory: { totalBytes: totalmem(), freeBytes: freemem(), ...(native ? { native: memory("cpu") } : {}) },
       native: native
         ? {
             path: native.path,
@@ -131,6 +134,7 @@ export const doctor = defineCommand({
             scalarOps: scalar,
           }
         : null,
+      ...devices,
       ...(missing === undefined ? {} : { missing }),
       versions: versions(),
       caches: [hubCache()],
@@ -162,6 +166,10 @@ export const doctor = defineCommand({
               ...(scalar.length === 0 ? [] : [dim("  these ops run the scalar reference:"), dim(wrap(scalar, "  "))]),
             ]
           : [row("native", red("missing")), missing!.replace(/^/gm, "  ")]),
+        ...deviceRows(devices).map(([name, value]) => {
+          const shown = name === "gpu" && devices.cuda.ok ? `${green("ok")} ${value}` : value;
+          return row(name, name === "" || (name === "device" && devices.device !== null) ? dim(shown) : shown);
+        }),
         row(
           "versions",
           Object.entries(report.versions)

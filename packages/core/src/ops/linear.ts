@@ -2,7 +2,7 @@
 import { type BackwardContext, needsGrad, record } from "../autograd.js";
 import { type DType, dtypes } from "../dtype.js";
 import * as raw from "../gen/ops.js";
-import type { Tensor } from "../tensor.js";
+import { empty, type Tensor } from "../tensor.js";
 
 const code = (dtype: DType): number => dtypes.indexOf(dtype);
 
@@ -53,8 +53,27 @@ export interface LinearBase {
   backward(dy: Tensor): Tensor;
 }
 
+/** Adapters that read the same input: their A matrices work as one, [Σr, C]. */
+interface AdapterGroup {
+  /** The input, when it is not the linear's own (dropout). */
+  x: Tensor | undefined;
+  members: { adapter: LowRank; index: number; start: number; end: number }[];
+}
+
+function groupAdapters(lowRank: readonly LowRank[]): AdapterGroup[] {
+  const groups: AdapterGroup[] = [];
+  lowRank.forEach((adapter, index) => {
+    let group = groups.find((g) => g.x === adapter.x);
+    if (!group) groups.push((group = { x: adapter.x, members: [] }));
+    const start = group.members.at(-1)?.end ?? 0;
+    group.members.push({ adapter, index, start, end: start + adapter.a.dim(0) });
+  });
+  return groups;
+}
+
 /**
  * y = x Wᵀ + bias + Σ scaleᵢ (x Aᵢᵀ) Bᵢᵀ: one node for a linear (or several side by side) and its adapters; B·A is never formed.
+ * Adapters with the same input share the products with x and with its gradient, which are bound by memory.
  * @param x     [T, C]
  * @param base  dense weight [N, C] with optional bias [N], or a LinearBase for quantized storage
  * @returns     [T, N] in x's dtype
@@ -66,13 +85,22 @@ export function linear(
   lowRank: readonly LowRank[] = [],
 ): Tensor {
   const dense = "weight" in base ? base : undefined;
-  const y = dense ? raw.matmul(x, dense.weight, dense.bias, 0, 1, code(x.dtype)) : (base as LinearBase).forward(x);
+  const dtype = code(x.dtype);
+  const y = dense ? raw.matmul(x, dense.weight, dense.bias, 0, 1, dtype) : (base as LinearBase).forward(x);
   // Adapters kept in another dtype than the activations (f32 masters) compute in the activations' dtype.
-  const same = (t: Tensor): Tensor => (t.dtype === x.dtype ? t : raw.cast(t, code(x.dtype)));
-  const hidden = lowRank.map((l) => {
-    const h = raw.matmul(l.x ?? x, same(l.a), null, 0, 1, code(x.dtype));
-    raw.matmulAcc(y.columns(l.offset, l.offset + l.b.dim(0)), h, same(l.b), 0, 1, l.scale, 1);
-    return h;
+  const same = (t: Tensor): Tensor => (t.dtype === x.dtype ? t : raw.cast(t, dtype));
+  const groups = groupAdapters(lowRank).map((g) => {
+    const a = same(
+      g.members.length === 1 ? g.members[0]!.adapter.a : raw.concatRows(g.members.map((m) => m.adapter.a)),
+    );
+    const h = raw.matmul(g.x ?? x, a, null, 0, 1, dtype);
+    const bs = g.members.map(({ adapter, start, end }) => {
+      const b = same(adapter.b);
+      const part = y.columns(adapter.offset, adapter.offset + b.dim(0));
+      raw.matmulAcc(part, h.columns(start, end), b, 0, 1, adapter.scale, 1);
+      return b;
+    });
+    return { ...g, a, h, bs };
   });
   const inputs: (Tensor | null)[] = [x, dense?.weight ?? null, dense?.bias ?? null];
   for (const l of lowRank) inputs.push(l.a, l.b, l.x ?? null);
@@ -80,18 +108,23 @@ export function linear(
 
   const saved: Tensor[] = [];
   const save = (t: Tensor): number => saved.push(t) - 1;
-  const dtype = code(x.dtype);
   // A frozen weight without adapters needs no x.
-  const xAt = needsGrad(dense?.weight) || lowRank.some((l) => !l.x) ? save(x) : -1;
+  const xAt = needsGrad(dense?.weight) || groups.some((g) => !g.x) ? save(x) : -1;
   const weightAt = dense ? save(dense.weight) : -1;
-  const adapters = lowRank.map((l, i) => ({
-    a: save(l.a),
-    b: save(l.b),
-    h: save(hidden[i]!),
-    x: l.x ? save(l.x) : xAt,
-    dropped: l.x !== undefined,
-    scale: l.scale,
-    offset: l.offset,
+  const kept = groups.map((g) => ({
+    x: g.x ? save(g.x) : xAt,
+    dropped: g.x !== undefined,
+    a: save(g.a),
+    h: save(g.h),
+    members: g.members.map(({ adapter, index, start, end }, i) => ({
+      b: save(g.bs[i]!),
+      shapes: [adapter.a.shape, adapter.b.shape] as const,
+      scale: adapter.scale,
+      offset: adapter.offset,
+      at: 3 + 3 * index,
+      start,
+      end,
+    })),
   }));
   record("linear", [y], inputs, saved, ([dy], s, c: BackwardContext) => {
     const out: (Tensor | null)[] = inputs.map(() => null);
@@ -100,21 +133,37 @@ export function linear(
     if (dense && c.needs(2)) out[2] = raw.sumRows(dy!);
     if (c.needs(0))
       out[0] = dense ? raw.matmul(dy!, s[weightAt]!, null, 0, 0, dtype) : (base as LinearBase).backward(dy!);
-    adapters.forEach((l, i) => {
-      const a = s[l.a]!;
-      const b = s[l.b]!;
-      const dy_i = dy!.columns(l.offset, l.offset + b.dim(0));
-      const at = 3 + 3 * i;
-      if (c.needs(at + 1))
-        c.accumulate(at + 1, b.shape, (grad) => raw.matmulAcc(grad, dy_i, s[l.h]!, 1, 0, l.scale, 1));
-      if (!c.needs(at) && !c.needs(0) && !c.needs(at + 2)) return;
-      const cast = (t: Tensor): Tensor => (t.dtype === dy!.dtype ? t : raw.cast(t, code(dy!.dtype)));
-      const dh = raw.matmul(dy_i, cast(b), null, 0, 0, code(dy!.dtype));
-      if (c.needs(at)) c.accumulate(at, a.shape, (grad) => raw.matmulAcc(grad, dh, s[l.x]!, 1, 0, l.scale, 1));
-      if (l.dropped) {
-        if (c.needs(at + 2)) out[at + 2] = raw.scale(raw.matmul(dh, cast(a), null, 0, 0, code(dy!.dtype)), l.scale);
-      } else if (out[0]) raw.matmulAcc(out[0], dh, cast(a), 0, 0, l.scale, 1);
-    });
+    for (const g of kept) {
+      const a = s[g.a]!;
+      const h = s[g.h]!;
+      const wantsA = g.members.some((m) => c.needs(m.at));
+      const wantsX = g.dropped ? c.needs(g.members[0]!.at + 2) : out[0] !== null;
+      // d(x Aᵀ), with each adapter's scale in it.
+      const dh = wantsA || wantsX ? empty(h.shape, dy!.dtype, "activations", dy!.device) : null;
+      for (const m of g.members) {
+        const dy_i = dy!.columns(m.offset, m.offset + m.shapes[1][0]!);
+        if (c.needs(m.at + 1))
+          c.accumulate(m.at + 1, m.shapes[1], (grad) =>
+            raw.matmulAcc(grad, dy_i, h.columns(m.start, m.end), 1, 0, m.scale, 1),
+          );
+        if (dh) raw.matmulAcc(dh.columns(m.start, m.end), dy_i, s[m.b]!, 0, 0, m.scale, 0);
+      }
+      if (!dh) continue;
+      if (wantsA) {
+        const x_ = s[g.x]!;
+        if (g.members.length === 1) {
+          const [m] = g.members;
+          c.accumulate(m!.at, m!.shapes[0], (grad) => raw.matmulAcc(grad, dh, x_, 1, 0, 1, 1));
+        } else {
+          const da = raw.matmul(dh, x_, null, 1, 0, code("f32"));
+          for (const m of g.members)
+            if (c.needs(m.at)) c.accumulate(m.at, m.shapes[0], (grad) => raw.axpy(grad, da.rows(m.start, m.end), 1));
+        }
+      }
+      if (!wantsX) continue;
+      if (g.dropped) out[g.members[0]!.at + 2] = raw.matmul(dh, a, null, 0, 0, code(dy!.dtype));
+      else raw.matmulAcc(out[0]!, dh, a, 0, 0, 1, 1);
+    }
     return out;
   });
   return y;

@@ -11,6 +11,7 @@ const workspaces = [
   "",
   "native",
   "native/npm/linux-x64",
+  "native/npm/linux-x64-cuda",
   "tools/typescript-50",
   ...packages.map(({ folder }) => `packages/${folder}`),
 ];
@@ -83,7 +84,7 @@ test("every published package has the same form", () => {
 });
 
 test("no published package runs a script at the user's install", () => {
-  const manifests = [...packages.map(({ folder }) => `packages/${folder}`), "native/npm/linux-x64"];
+  const manifests = [...packages.map(({ folder }) => `packages/${folder}`), "native/npm/linux-x64", "native/npm/linux-x64-cuda"];
   const violations = manifests.flatMap((folder) => {
     const scripts = (readManifest(folder) as { scripts?: Record<string, string> }).scripts ?? {};
     return Object.keys(scripts)
@@ -98,7 +99,7 @@ test("all packages carry one version, in one fixed group of the changesets", () 
   expect(config["fixed"]).toEqual([["@llm/*"]]);
   expect(config["access"]).toBe("public");
   expect(config["baseBranch"]).toBe("main");
-  const together = [...packages.map(({ folder }) => `packages/${folder}`), "native", "native/npm/linux-x64"];
+  const together = [...packages.map(({ folder }) => `packages/${folder}`), "native", "native/npm/linux-x64", "native/npm/linux-x64-cuda"];
   const versions = together.map((folder) => `${readManifest(folder).version}  ${folder}`);
   const first = readManifest("packages/core").version;
   expectNone(
@@ -109,7 +110,7 @@ test("all packages carry one version, in one fixed group of the changesets", () 
 
 test("changesets name packages that exist and say one thing to the user", () => {
   const files = readdirSync(`${root}.changeset`).filter((file) => file.endsWith(".md") && file !== "README.md");
-  const known = new Set(["@llm/native-linux-x64", ...packages.map(({ name }) => name)]);
+  const known = new Set(["@llm/native-linux-x64", "@llm/native-linux-x64-cuda", ...packages.map(({ name }) => name)]);
   const violations = files.flatMap((file) => {
     const match = /^---\n([\s\S]*?)\n---\n([\s\S]*)$/.exec(readText(`.changeset/${file}`));
     if (!match) return [`${file}: expected a header between two --- lines and a sentence`];
