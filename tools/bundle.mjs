@@ -19,12 +19,16 @@ await build({
   target: "node20",
   logLevel: "warning",
   external: ["onnxruntime-node"],
-  banner: { js: 'import { createRequire as makeRequire } from "node:module"; const require = makeRequire(import.meta.url);' },
+  banner: {
+    js: 'import { createRequire as makeRequire } from "node:module"; const require = makeRequire(import.meta.url);',
+  },
   plugins: [
     {
       name: "packages",
       setup(b) {
-        b.onResolve({ filter: /^@llm\/[a-z-]+$/ }, ({ path }) => ({ path: `${root}packages/${path.slice(5)}/src/index.ts` }));
+        b.onResolve({ filter: /^@llm\/[a-z-]+$/ }, ({ path }) => ({
+          path: `${root}packages/${path.slice(5)}/src/index.ts`,
+        }));
       },
     },
   ],

@@ -41,7 +41,9 @@ if (await run.install()) {
   await run.run("native tests", process.execPath, ["native/scripts/test.mjs"]);
   if (findNvcc()) {
     // Compiles everywhere, runs on a GPU only: the op cases there are a part of the vitest files.
-    await run.run("CUDA plugin (sm_90a)", process.execPath, ["native/scripts/build-cuda.mjs"], { LLM_CUDA_ARCH: "90a" });
+    await run.run("CUDA plugin (sm_90a)", process.execPath, ["native/scripts/build-cuda.mjs"], {
+      LLM_CUDA_ARCH: "90a",
+    });
     await run.run("CUDA spills", process.execPath, ["native/scripts/check-spills.mjs"]);
     await run.run("CUDA for older cards (sm_80 PTX)", process.execPath, ["native/scripts/build-cuda.mjs", "--ptx80"]);
   } else console.log("\nnvcc was not found: the CUDA plugin is not compiled");

@@ -2,7 +2,17 @@
  * Decoding one stream on a GPU in bf16: the recorded step alone (a graph replayed), and the engine with everything around it.
  * usage: decode --model 1.5b|7b|0.5b [--tokens 128]
  */
-import { native, nativeDoctor, noGrad, onDevice, recordPlan, requireDevice, scope, synchronize, tensor } from "@llm/core";
+import {
+  native,
+  nativeDoctor,
+  noGrad,
+  onDevice,
+  recordPlan,
+  requireDevice,
+  scope,
+  synchronize,
+  tensor,
+} from "@llm/core";
 import { ContiguousCache, createModel, trainBpe } from "@llm/models";
 import { createEngine } from "@llm/serve";
 import { argument, type ShapeName, shapes } from "./shapes.js";
@@ -23,11 +33,18 @@ onDevice("cuda", () =>
       const cache = new ContiguousCache(model.spec, 1, 1024, "bf16");
       cache.plan([0], [1], [512]);
       const [ids, positions, cu] = [tensor(Int32Array.of(5)), tensor(Int32Array.of(512)), tensor(Int32Array.of(0, 1))];
-      const [params, seeds, steps] = [tensor(new Float32Array(8), [1, 8]), tensor(new Int32Array(2), [1, 2]), tensor(Int32Array.of(0))];
+      const [params, seeds, steps] = [
+        tensor(new Float32Array(8), [1, 8]),
+        tensor(new Int32Array(2), [1, 2]),
+        tensor(Int32Array.of(0)),
+      ];
       decoder.rotary(1024);
       const { plan } = recordPlan(() =>
         scope(() => {
-          const hidden = decoder.forward({ ids_T: ids, positions_T: positions, cuSeqlens_B1: cu, length: 1024 }, { cache });
+          const hidden = decoder.forward(
+            { ids_T: ids, positions_T: positions, cuSeqlens_B1: cu, length: 1024 },
+            { cache },
+          );
           const [sampled] = native.sample(decoder.logits(hidden), params, seeds, steps);
           return sampled;
         }),

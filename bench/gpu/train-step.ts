@@ -1,10 +1,12 @@
 /**
  * Training steps on a GPU: packed random tokens, sequences of 2048.
- * usage: train-step --model 7b|1.5b|0.5b --sequences 4 --length 2048 --mode lora|full [--rank 64] [--checkpointing] [--layers n] [--steps 8] [--profile]
- * Prints tokens/s (median step), peak memory, and with --profile the time of each op.
+ * usage: train-step --model 7b|1.5b|0.5b --sequences 4 --length 2048 --mode lora|qlora|full [--rank 64] [--checkpointing] [--layers n] [--steps 8] [--profile] [--trace file]
+ * Prints tokens/s (median step), peak memory, and with --profile the time of each op; --trace writes that step as a Chrome trace.
  */
+import { writeFileSync } from "node:fs";
 import {
   backward,
+  chromeTrace,
   createAdamW,
   linearCrossEntropy,
   memory,
@@ -14,10 +16,12 @@ import {
   scope,
   startProfile,
   stopProfile,
+  summarizeProfile,
   synchronize,
   tensor,
+  trimMemory,
 } from "@llm/core";
-import { adapterParameters, applyLora } from "@llm/lora";
+import { adapterParameters, applyLora, quantizeNf4 } from "@llm/lora";
 import { createModel, trainBpe } from "@llm/models";
 import { argument, flag, type ShapeName, shapes } from "./shapes.js";
 
@@ -35,11 +39,13 @@ const config = {
 };
 let start = performance.now();
 const base = createModel(config, tokenizer, { dtype: "bf16", device: "cuda", seed: 1 });
-const model = mode === "lora" ? applyLora(base, { rank: Number(argument("rank", "64")), alpha: 128 }) : base;
-const parameters = mode === "lora" ? adapterParameters(model) : model.decoder.trainable();
+const frozen = mode === "qlora" ? quantizeNf4(base, { release: true }) : base;
+const model = mode === "full" ? base : applyLora(frozen, { rank: Number(argument("rank", "64")), alpha: 128 });
+const parameters = mode === "full" ? model.decoder.trainable() : adapterParameters(model);
 for (const { tensor: p } of parameters) p.requiresGrad = true;
 const optimizer = createAdamW(parameters, { lr: 1e-5 });
 synchronize();
+trimMemory("cuda");
 console.log(
   `model ${((performance.now() - start) / 1000).toFixed(1)} s, ${(memory("cuda").liveBytes / 2 ** 30).toFixed(2)} GiB`,
 );
@@ -87,27 +93,28 @@ const timed = spans.slice(3).sort((a, b) => a - b);
 const median = timed[Math.floor(timed.length / 2)]!;
 const m = memory("cuda");
 console.log(`losses ${losses.map((l) => (l / (T - sequences)).toFixed(4)).join(" ")}`);
-console.log(`spans ms ${spans.map((s) => s.toFixed(1)).join(" ")}; host ms ${hostMs.map((s) => s.toFixed(1)).join(" ")}`);
+console.log(
+  `spans ms ${spans.map((s) => s.toFixed(1)).join(" ")}; host ms ${hostMs.map((s) => s.toFixed(1)).join(" ")}`,
+);
 console.log(
   `RESULT ${name} ${mode}${flag("checkpointing") ? " checkpointing" : ""} ${sequences}x${length}: ${((T / median) * 1000).toFixed(0)} tokens/s, ` +
     `${median.toFixed(1)} ms a step, peak ${(m.peakBytes / 2 ** 30).toFixed(1)} GiB live, ${((m.liveBytes + m.cachedBytes + nativeDoctor().cuda!.scratchBytes) / 2 ** 30).toFixed(1)} GiB mapped`,
 );
 
-if (flag("profile")) {
+if (flag("profile") || flag("trace")) {
   startProfile();
   await queue();
   const records = stopProfile();
-  const by = new Map<string, { us: number; count: number }>();
-  for (const { op, durationUs } of records) {
-    const entry = by.get(op) ?? { us: 0, count: 0 };
-    entry.us += durationUs;
-    entry.count++;
-    by.set(op, entry);
-  }
-  const total = records.reduce((n, r) => n + r.durationUs, 0);
+  const summary = summarizeProfile(records);
+  const total = summary.reduce((us, entry) => us + entry.totalUs, 0);
   const last = records.at(-1)!;
-  console.log(`profile: ops ${(total / 1000).toFixed(1)} ms, wall ${((last.startUs + last.durationUs - records[0]!.startUs) / 1000).toFixed(1)} ms`);
-  for (const [op, { us, count }] of [...by].sort((a, b) => b[1].us - a[1].us).slice(0, 24))
-    console.log(`  ${op.padEnd(24)} ${(us / 1000).toFixed(2).padStart(9)} ms  ${String(count).padStart(5)} calls  ${((100 * us) / total).toFixed(1)} %`);
+  console.log(
+    `profile: ops ${(total / 1000).toFixed(1)} ms, wall ${((last.startUs + last.durationUs - records[0]!.startUs) / 1000).toFixed(1)} ms`,
+  );
+  for (const { op, calls, totalUs, share } of summary.slice(0, 24))
+    console.log(
+      `  ${op.padEnd(24)} ${(totalUs / 1000).toFixed(2).padStart(9)} ms  ${String(calls).padStart(5)} calls  ${(100 * share).toFixed(1)} %`,
+    );
+  if (flag("trace")) writeFileSync(argument("trace", ""), chromeTrace(records));
 }
 process.exit(0);

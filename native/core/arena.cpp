@@ -154,6 +154,7 @@ void ArenaPool::unmap_when_idle(std::unique_lock<std::mutex>& lock) {
 void ArenaPool::trim() {
   std::unique_lock lock(mutex_);
   unmap_when_idle(lock);
+  stats_.peak = stats_.live_total;
 }
 
 }  // namespace llm

@@ -126,6 +126,7 @@ void HostPool::free_all(std::unique_lock<std::mutex>& lock) {
 void HostPool::trim() {
   std::unique_lock lock(mutex_);
   free_all(lock);
+  stats_.peak = stats_.live_total;
 }
 
 HostPool& host_pool() {

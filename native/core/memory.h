@@ -48,7 +48,7 @@ class MainPool : public Pool {
  public:
   using Pool::Pool;
   bool is_main() const override { return true; }
-  virtual void trim() = 0;  // gives all idle memory back to the system, after the queue has run
+  virtual void trim() = 0;  // gives all idle memory back to the system, after the queue has run; the peak starts anew
   void set_limit(int64_t bytes);
   MemoryStats stats();
   void count(Tag tag, int64_t bytes);  // bytes < 0 = freed

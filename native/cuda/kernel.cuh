@@ -73,6 +73,29 @@ inline const char* launched() {
   return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }
 
+// Programmatic dependent launch, for the short kernels of decoding: a kernel started with launch() may take its place on the card while the
+// one before still runs. Its first statement is follow(): it lets the next kernel do the same and waits until everything before it has
+// finished and can be seen. Pointers of such a kernel must not be __restrict__: the compiler may move reads of them above the wait.
+__device__ inline void follow() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+template <class... P, class... A>
+inline void launch(const Context& ctx, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, A&&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t c{};
+  c.gridDim = grid;
+  c.blockDim = threads;
+  c.dynamicSmemBytes = shared;
+  c.stream = ctx.stream;
+  c.attrs = &early;
+  c.numAttrs = ctx.arch >= 90 ? 1 : 0;
+  cudaLaunchKernelEx(&c, kernel, static_cast<P>(args)...);
+}
+
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 

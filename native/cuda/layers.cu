@@ -63,7 +63,8 @@ struct Rope {
 // Element i of the first half turns with element i of the second; columns beyond 2 * half pass through. A piece of work is V elements of
 // both halves, or V elements that pass through. A position outside the table gives zeros and a fault.
 template <class T, int V>
-__global__ void __launch_bounds__(256) rope_pieces(const T* __restrict__ x, T* __restrict__ y, const Rope k) {
+__global__ void __launch_bounds__(256) rope_pieces(const T* x, T* y, const Rope k) {
+  follow();
   const uint32_t turns = k.half / V, pieces = turns + (k.width - 2 * k.half) / V, per_token = pieces * k.heads;
   const int64_t total = k.tokens * per_token;
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < total; at += static_cast<int64_t>(gridDim.x) * blockDim.x) {
@@ -127,8 +128,8 @@ const char* rope(Context& ctx, const KernelArgs& k) {
     const int step = packed ? V : 1;
     const int64_t pieces = r.tokens * r.heads * (r.half / step + (r.width - 2 * r.half) / step);
     const int grid = grid_for(ctx, pieces, 256, 32);
-    if (packed) rope_pieces<T, V><<<grid, 256, 0, ctx.stream>>>(data_of<T>(x), data_of<T>(y), r);
-    else rope_pieces<T, 1><<<grid, 256, 0, ctx.stream>>>(data_of<T>(x), data_of<T>(y), r);
+    if (packed) launch(ctx, rope_pieces<T, V>, grid, 256, 0, data_of<T>(x), data_of<T>(y), r);
+    else launch(ctx, rope_pieces<T, 1>, grid, 256, 0, data_of<T>(x), data_of<T>(y), r);
     return launched();
   });
 }
@@ -155,6 +156,7 @@ constexpr int kGatedSpans = 2;  // of V elements, of each operand, for each thre
 // A block takes a chunk of a row: kGatedSpans spans a thread, all of them loaded before the first is used.
 template <class T, int V, bool Gradient>
 __global__ void __launch_bounds__(256) gated_rows(const Gated<T> k) {
+  follow();
   using S = Span<T, V>;
   for (int64_t at = blockIdx.x; at < k.rows * k.chunks; at += gridDim.x) {
     const int64_t row = at <= UINT32_MAX ? static_cast<uint32_t>(at) / static_cast<uint32_t>(k.chunks) : at / k.chunks;
@@ -196,7 +198,7 @@ const char* launch_gated(Context& ctx, Gated<T> k) {
   k.chunks = ceil_div(spans, 256);
   const int threads = static_cast<int>(ceil_div(ceil_div(spans, k.chunks), 32) * 32);
   const int64_t blocks = k.rows * k.chunks;
-  gated_rows<T, V, Gradient><<<static_cast<unsigned>(blocks < INT32_MAX ? blocks : INT32_MAX), threads, 0, ctx.stream>>>(k);
+  launch(ctx, gated_rows<T, V, Gradient>, static_cast<unsigned>(blocks < INT32_MAX ? blocks : INT32_MAX), threads, 0, k);
   return launched();
 }
 

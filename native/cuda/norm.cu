@@ -23,6 +23,7 @@ __device__ inline float rstd_of(float squares, int64_t cols, float eps) { return
 // A group takes R rows, one below the other.
 template <class T, int P, int R, bool Add>
 __global__ void __launch_bounds__(kThreads) norm_rows(const Forward<T> k) {
+  follow();
   constexpr int N = Pack<T>::n;
   __shared__ float shared[2 * kMaxWarps * R];
   Group group(k.lanes, shared);
@@ -113,8 +114,8 @@ template <class T, int P, bool Add>
 void launch_forward(Context& ctx, const Forward<T>& k, const Split& s) {
   constexpr int R = 4 / P;
   const auto blocks = [&](int rows) { return static_cast<unsigned>(ceil_div(k.at.rows, s.groups * rows)); };
-  if (blocks(R) >= static_cast<unsigned>(ctx.sms) * 2) norm_rows<T, P, R, Add><<<blocks(R), s.threads(), 0, ctx.stream>>>(k);
-  else norm_rows<T, P, 1, Add><<<blocks(1), s.threads(), 0, ctx.stream>>>(k);
+  if (blocks(R) >= static_cast<unsigned>(ctx.sms) * 2) launch(ctx, norm_rows<T, P, R, Add>, blocks(R), s.threads(), 0, k);
+  else launch(ctx, norm_rows<T, P, 1, Add>, blocks(1), s.threads(), 0, k);
 }
 
 template <class T, bool Add>

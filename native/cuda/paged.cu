@@ -3,7 +3,6 @@
 // An i8 cache holds, per token and head, code = rint((x - minimum) / scale) - 128 with scale = (max - min) / 255. One warp a vector; the
 // other types are element for element copies.
 #include "cuda/paged.cuh"
-#include "cuda/rows.cuh"
 #include "cuda/tables.h"
 
 namespace llm::cuda {
@@ -25,6 +24,7 @@ struct Append {
 
 template <class T, class C, int V>
 __global__ void __launch_bounds__(kThreads) append(const Append p) {
+  follow();
   const unsigned row = p.heads * p.width, spans = row / V, i = blockIdx.x * kThreads + threadIdx.x, t = i / spans, at = (i - t * spans) * V;
   if (t >= p.tokens) return;
   const int slot = p.slots[t];
@@ -33,19 +33,20 @@ __global__ void __launch_bounds__(kThreads) append(const Append p) {
     raise(p.fault, p.code);
     return;
   }
-  const Span<T, V> from = Span<T, V>::load(reinterpret_cast<const T*>(p.x) + t * p.stride + at);
-  Span<C, V> to;
+  const auto from = *reinterpret_cast<const Neighbours<T, V>*>(reinterpret_cast<const T*>(p.x) + t * p.stride + at);
+  Neighbours<C, V> to;
 #pragma unroll
   for (int e = 0; e < V; e++) {
     if constexpr (std::is_same_v<T, C>) to.v[e] = from.v[e];
     else to.v[e] = from_float<C>(to_float(from.v[e]));
   }
-  to.store(reinterpret_cast<C*>(p.cache) + slot * static_cast<int64_t>(row) + at);
+  *reinterpret_cast<Neighbours<C, V>*>(reinterpret_cast<C*>(p.cache) + slot * static_cast<int64_t>(row) + at) = to;
 }
 
 // Lane l of the warp has elements l, l + 32, …: up to kHeld of them stay in registers between the two passes.
 template <class T>
 __global__ void __launch_bounds__(kThreads) append_codes(const Append p) {
+  follow();
   constexpr int kHeld = 4;
   const unsigned vector = blockIdx.x * (kThreads / 32) + (threadIdx.x >> 5), t = vector / p.heads, head = vector - t * p.heads;
   if (t >= p.tokens) return;
@@ -88,16 +89,16 @@ template <class T>
 const char* append_some(Context& ctx, const Append& p, DType cache) {
   const int64_t vectors = static_cast<int64_t>(p.tokens) * p.heads, elements = vectors * p.width;
   if (cache == DType::i8) {
-    append_codes<T><<<static_cast<unsigned>(ceil_div(vectors, kThreads / 32)), kThreads, 0, ctx.stream>>>(p);
+    launch(ctx, append_codes<T>, static_cast<unsigned>(ceil_div(vectors, kThreads / 32)), kThreads, 0, p);
     return launched();
   }
   return dispatch(cache, [&](auto c) {
     using C = decltype(c);
     constexpr int V = 8;
     if (p.heads * p.width % V == 0 && (p.tokens == 1 || p.stride % V == 0) && aligned16(p.x) && aligned16(p.cache))
-      append<T, C, V><<<static_cast<unsigned>(ceil_div(elements / V, kThreads)), kThreads, 0, ctx.stream>>>(p);
+      launch(ctx, append<T, C, V>, static_cast<unsigned>(ceil_div(elements / V, kThreads)), kThreads, 0, p);
     else
-      append<T, C, 1><<<static_cast<unsigned>(ceil_div(elements, kThreads)), kThreads, 0, ctx.stream>>>(p);
+      launch(ctx, append<T, C, 1>, static_cast<unsigned>(ceil_div(elements, kThreads)), kThreads, 0, p);
     return launched();
   });
 }

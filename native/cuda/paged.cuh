@@ -5,6 +5,12 @@
 
 namespace llm::cuda {
 
+// V neighbouring elements, loaded and stored as one where V elements of the address are aligned (to 16 bytes if they are more).
+template <class T, int V>
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Neighbours {
+  T v[V];
+};
+
 struct PagedArgs {
   const char* q;
   const char *k, *v;              // [blocks, block, key_heads, width]
@@ -33,7 +39,7 @@ const char* paged_prefill(Context& ctx, const PagedArgs& a);
 // table is wrong.
 __device__ __forceinline__ int slot_of(const PagedArgs& a, const int* entries, int key) {
   const unsigned block = a.block, column = static_cast<unsigned>(key) / block;
-  const int entry = __ldg(entries + column);
+  const int entry = entries[column];
   if (static_cast<unsigned>(entry) >= static_cast<unsigned>(a.blocks)) {
     raise(a.fault, a.bad_entry);
     return -1;

@@ -1,7 +1,6 @@
 // The second half of a decode step: partial results of the blocks (paged_work.cuh) folded into outputs. kRowWarps warps of a block share a
 // row (unit, head): each takes every kRowWarps-th partial result.
 #include "cuda/paged_work.cuh"
-#include "cuda/rows.cuh"
 
 namespace llm::cuda {
 namespace {
@@ -9,15 +8,15 @@ namespace {
 constexpr int kWarps = 8, kColumns = 128;
 
 template <int kRowWarps>
-__global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const Work w) {
+__global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const PagedWork w) {
   __shared__ float sums[kWarps][kRowWarps > 1 ? kColumns : 1];
-  wait_for_previous();
+  wait_for_previous_kernel();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, part = warp % kRowWarps;
   const int64_t rows = static_cast<int64_t>(w.units) * a.heads, at = static_cast<int64_t>(blockIdx.x) * (kWarps / kRowWarps) + warp / kRowWarps;
   const bool inside = at < rows;
   const int u = inside ? static_cast<int>(at / a.heads) : 0, head = static_cast<int>(at - static_cast<int64_t>(u) * a.heads);
   const int before = w.plan[1 + u], steps = w.plan[2 + u] - before, token = a.by_token ? w.first_unit + u : a.cu[w.first_unit + u];
-  const Shares shares(w.plan[1 + w.units], w.plan[0]);
+  const PagedShares shares(w.plan[1 + w.units], w.plan[0]);
   int first = 0, count = 0;  // partial results: shares first, first + 1, …
   if (inside && steps > 0) {
     first = static_cast<int>(shares.share_of(before));
@@ -90,14 +89,23 @@ __global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const 
 }
 
 template <int kRowWarps>
-const char* launch(Context& ctx, const PagedArgs& a, const Work& w) {
-  const int64_t blocks = ceil_div(static_cast<int64_t>(w.units) * a.heads, kWarps / kRowWarps);
-  return launch_early(ctx, combine<kRowWarps>, dim3(static_cast<unsigned>(blocks)), dim3(32 * kWarps), a, w);
+const char* launch(Context& ctx, const PagedArgs& a, const PagedWork& w) {
+  cudaLaunchAttribute early{};  // its blocks may be placed before the first half is over: they wait for that themselves
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t c{};
+  c.gridDim = dim3(static_cast<unsigned>(ceil_div(static_cast<int64_t>(w.units) * a.heads, kWarps / kRowWarps)));
+  c.blockDim = dim3(32 * kWarps);
+  c.stream = ctx.stream;
+  c.attrs = &early;
+  c.numAttrs = ctx.arch >= 90 ? 1 : 0;
+  const cudaError_t e = cudaLaunchKernelEx(&c, combine<kRowWarps>, a, w);
+  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }
 
 }  // namespace
 
-const char* combine_partials(Context& ctx, const PagedArgs& a, const Work& w) {
+const char* combine_partials(Context& ctx, const PagedArgs& a, const PagedWork& w) {
   return static_cast<int64_t>(w.units) * a.heads < int64_t{8} * ctx.sms ? launch<8>(ctx, a, w) : launch<2>(ctx, a, w);
 }
 

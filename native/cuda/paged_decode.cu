@@ -13,7 +13,6 @@
 #include "cuda/attention/ptx.cuh"
 #include "cuda/paged_codes.cuh"
 #include "cuda/paged_work.cuh"
-#include "cuda/rows.cuh"
 
 namespace llm::cuda {
 namespace {
@@ -23,11 +22,11 @@ constexpr unsigned kAll = 0xffffffffu;
 
 __device__ __forceinline__ void load_once(uint32_t* to, const char* from, int words) {  // 4 or 2 words, read once: not kept in L1
   if (words == 4)
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "l"(from));
   else
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
 }
 
 // An 8x8 matrix of 16-bit elements transposed among the lanes.
@@ -51,14 +50,14 @@ struct Decoder {
   float2 k_scale[kSub][2], v_scale[kSub][2];  // of keys g and g + 8
   float o[kTiles][4];
   float top[2], sum[2], middle[2];  // of heads 2t and 2t + 1: maximum (of the warp); sums of p and of p m (of this lane)
-  float q_factor[2], q_sum[2];      // i8: what q was divided by; its sum
+  float q_factor, q_sum[2];         // i8: what q was divided by, times the softmax scale in log2 units; its sums
 
   // The width index of element e of a key that lane t of a group holds. Of a value, group g holds element e / n * 8 n + g n + e % n, where n
   // is kValueRun.
   static __device__ int key_column(int t, int e) { return e / kChunk * (4 * kChunk) + t * kChunk + e % kChunk; }
 
   // `row`: the query of head g, or null when there is none.
-  __device__ void start(const T* row, int lane) {
+  __device__ void start(const T* row, float c, int lane) {
     const int t = lane & 3;
     const bool wide = (reinterpret_cast<uintptr_t>(row) & 7) == 0;
 #pragma unroll
@@ -76,7 +75,7 @@ struct Decoder {
         q[s][1] = x[2] | static_cast<uint32_t>(x[3]) << 16;
       }
     }
-    if constexpr (kCodes) scale_queries(lane);
+    if constexpr (kCodes) scale_queries(c, lane);
 #pragma unroll
     for (int j = 0; j < kTiles; j++)
 #pragma unroll
@@ -88,7 +87,7 @@ struct Decoder {
     }
   }
 
-  __device__ void scale_queries(int lane) {
+  __device__ void scale_queries(float c, int lane) {
     float factor = 1.f, total = 0.f;
     if constexpr (std::is_same_v<T, bf16>) {
       float largest = 0.f;
@@ -97,8 +96,7 @@ struct Decoder {
         const float2 x = unpack2<T>(q[i / 2][i % 2]);
         largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
       }
-      largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 2));
+      largest = warp_max(largest);  // of all heads: f16 leaves room for their differences
       const QueryScale scale = query_scale(largest);
       factor = scale.factor;
 #pragma unroll
@@ -114,10 +112,10 @@ struct Decoder {
     }
     total += __shfl_xor_sync(kAll, total, 1);
     total += __shfl_xor_sync(kAll, total, 2);
+    q_factor = factor * c;
 #pragma unroll
     for (int h = 0; h < 2; h++) {  // from the lanes of group 2t + h
       const int from = 8 * (lane & 3) + 4 * h;
-      q_factor[h] = __shfl_sync(kAll, factor, from);
       q_sum[h] = __shfl_sync(kAll, total, from);
     }
   }
@@ -134,7 +132,7 @@ struct Decoder {
         const char* from = base + at * pitch;
 #pragma unroll
         for (int c = 0; c < kKeyWords / 4; c++) load_once(&k[i][r][4 * c], from + 64 * c, 4);
-        if constexpr (kCodes) k_scale[i][r] = __ldg(a.k_scales + static_cast<int64_t>(at) * a.key_heads + key_head);
+        if constexpr (kCodes) k_scale[i][r] = a.k_scales[static_cast<int64_t>(at) * a.key_heads + key_head];
       }
   }
   __device__ void load_values(const PagedArgs& a, int slot, int key_head, int lane) {
@@ -153,7 +151,7 @@ struct Decoder {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
           const int at = __shfl_sync(kAll, slot, 16 * i + 8 * r + lane / 4);
-          v_scale[i][r] = __ldg(a.v_scales + static_cast<int64_t>(at) * a.key_heads + key_head);
+          v_scale[i][r] = a.v_scales[static_cast<int64_t>(at) * a.key_heads + key_head];
         }
     }
   }
@@ -185,8 +183,8 @@ struct Decoder {
         for (int h = 0; h < 2; h++) {
           float& x = s[i][2 * r + h];
           if constexpr (kCodes) {
-            const float scale = k_scale[i][r].x * c, m = fmaf(128.f, k_scale[i][r].x, k_scale[i][r].y) * c;
-            x = fmaf(scale, x, m * q_sum[h]) * q_factor[h];
+            const float2 scale = k_scale[i][r];
+            x = fmaf(scale.x, x, fmaf(128.f, scale.x, scale.y) * q_sum[h]) * q_factor;
           } else {
             x *= c;
           }
@@ -273,11 +271,13 @@ struct Decoder {
   __device__ void run(const PagedArgs& a, const Segment& seg, int key_head, float c) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     constexpr int stride = kWarps * kKeys;
-    const int* entries = a.table + static_cast<int64_t>(seg.unit.sequence) * a.columns;
     int at = seg.begin + warp * kKeys;
     if (at >= seg.end) return;
     // Keys past the end repeat the last one, so that whatever a masked score multiplies is a visible value.
-    const auto slots = [&](int from) { return from < seg.end ? slot_of(a, entries, min(from + lane % kKeys, seg.end - 1)) : 0; };
+    const auto slots = [&](int from) {
+      const int* entries = a.table + static_cast<int64_t>(seg.unit.sequence) * a.columns;
+      return from < seg.end ? slot_of(a, entries, min(from + lane % kKeys, seg.end - 1)) : 0;
+    };
     int slot = slots(at), next = slots(at + stride);
     load_keys(a, max(slot, 0), key_head, lane);
     load_values(a, max(slot, 0), key_head, lane);
@@ -306,21 +306,29 @@ struct Merge {
 };
 
 template <class T, class C, int D>
-__global__ void __launch_bounds__(kThreads, 3) decode(const PagedArgs a, const Work w) {
+__global__ void __launch_bounds__(kThreads, 3) decode(const PagedArgs a, const PagedWork w) {
   using Warp = Decoder<T, C, D>;
   extern __shared__ int prefix[];
   __shared__ Merge<D> merge;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane & 3;
-  const int pieces = w.items / a.key_heads;
-  const float c = a.scale * 1.4426950408889634f;
-  start_next();
-  work_on(a, w, prefix, [&](const Segment& seg, int item) {
-    const int key_head = item / pieces, piece = item % pieces;
-    const int first_head = key_head * a.group + piece * kHeads, heads = min(kHeads, a.group - piece * kHeads);
+  release_dependents();
+  work_on(a, w, prefix, [&](const Segment& seg) {
+    // The item's heads. Asked for again after the keys, so as to hold no registers meanwhile.
+    const auto heads_of = [&](int& first, int& count) {
+      const int pieces = w.items / a.key_heads, key_head = seg.item / pieces, piece = seg.item - key_head * pieces;
+      first = key_head * a.group + piece * kHeads;
+      count = min(kHeads, a.group - piece * kHeads);
+      return key_head;
+    };
     Warp x;
-    const T* q = reinterpret_cast<const T*>(a.q) + seg.unit.token * a.q_stride + static_cast<int64_t>(first_head + g) * D;
-    x.start(g < heads ? q : nullptr, lane);
-    x.run(a, seg, key_head, c);
+    {
+      int first, count;
+      const int key_head = heads_of(first, count);
+      const float c = a.scale * 1.4426950408889634f;
+      const T* q = reinterpret_cast<const T*>(a.q) + seg.unit.token * a.q_stride + static_cast<int64_t>(first + g) * D;
+      x.start(g < count ? q : nullptr, c, lane);
+      x.run(a, seg, key_head, c);
+    }
 
 #pragma unroll
     for (int d = 4; d < 32; d <<= 1)
@@ -356,6 +364,8 @@ __global__ void __launch_bounds__(kThreads, 3) decode(const PagedArgs a, const W
       }
     __syncthreads();
     constexpr int n = Warp::kValueRun;
+    int first_head, heads;
+    heads_of(first_head, heads);
     for (int i = threadIdx.x; i < heads * D; i += kThreads) {
       const int head = i / D, d = i % D, e = d / (8 * n) * n + d % n, group = d / n % 8;
       const float top = top_of(head), base = top == -INFINITY ? 0.f : top;
@@ -380,12 +390,12 @@ __global__ void __launch_bounds__(kThreads, 3) decode(const PagedArgs a, const W
 template <class T, class C, int D>
 const char* run(Context& ctx, const PagedArgs& a) {
   constexpr int per_sm = 3;
-  Work w{};
+  PagedWork w{};
   w.items = a.key_heads * static_cast<int>(ceil_div(a.group, kHeads));
   w.rows = kHeads;
   w.step = kWarps * Decoder<T, C, D>::kKeys;
   w.least = 1;
-  return run_work(ctx, a, w, per_sm, [&](unsigned blocks, const Work& work) {
+  return run_work(ctx, a, w, per_sm, [&](unsigned blocks, const PagedWork& work) {
     decode<T, C, D><<<blocks, kThreads, (work.units + 1) * sizeof(int), ctx.stream>>>(a, work);
     return launched();
   });

@@ -5,7 +5,6 @@
 // each with a running softmax of its own, and are folded in a fixed order. Outputs are computed kLanes * kHeld elements of the width at a
 // time; a wider head computes its scores again for each such part.
 #include "cuda/paged_work.cuh"
-#include "cuda/rows.cuh"
 
 namespace llm::cuda {
 namespace {
@@ -46,13 +45,9 @@ struct Piece {
     for (int e = 0; e < kHeld; e += V) {
       const int d = part + column(lane, e);
       if (d < width) {
-        if constexpr (V == 1) {
-          x[e] = widened(from[d]);
-        } else {
-          const Span<C, V> s = Span<C, V>::load(from + d);
+        const auto s = *reinterpret_cast<const Neighbours<C, V>*>(from + d);
 #pragma unroll
-          for (int i = 0; i < V; i++) x[e + i] = widened(s.v[i]);
-        }
+        for (int i = 0; i < V; i++) x[e + i] = widened(s.v[i]);
       } else {
 #pragma unroll
         for (int i = 0; i < V; i++) x[e + i] = 0.f;
@@ -63,7 +58,7 @@ struct Piece {
 
 // V divides the width. Shared memory: the query [width rounded up to 4], the folded groups, then the plan's prefix sums.
 template <class C, int kLanes, int kHeld, int V>
-__global__ void __launch_bounds__(kThreads, 6) generic(const PagedArgs a, const Work w) {
+__global__ void __launch_bounds__(kThreads, 6) generic(const PagedArgs a, const PagedWork w) {
   constexpr int kGroups = kThreads / kLanes, kPart = kLanes * kHeld;
   using Elements = Piece<C, kLanes, kHeld, V>;
   extern __shared__ float memory[];
@@ -72,9 +67,9 @@ __global__ void __launch_bounds__(kThreads, 6) generic(const PagedArgs a, const 
   int* prefix = reinterpret_cast<int*>(memory + (a.width + 3) / 4 * 4);
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
   const float c = a.scale * 1.4426950408889634f;
-  start_next();
-  work_on(a, w, prefix, [&](const Segment& seg, int head) {
-    const int key_head = head / a.group;
+  release_dependents();
+  work_on(a, w, prefix, [&](const Segment& seg) {
+    const int head = seg.item, key_head = head / a.group;
     for (int d = threadIdx.x; d < a.width; d += kThreads)
       query[d] = load_as(a.q, a.type, seg.unit.token * a.q_stride + static_cast<int64_t>(head) * a.width + d);
     __syncthreads();
@@ -150,12 +145,12 @@ __global__ void __launch_bounds__(kThreads, 6) generic(const PagedArgs a, const 
 
 template <class C, int kLanes, int kHeld, int V>
 const char* run(Context& ctx, const PagedArgs& a) {
-  Work w{};
+  PagedWork w{};
   w.items = a.heads;
   w.rows = 1;
   w.step = 64;
   w.least = 1;
-  return run_work(ctx, a, w, 6, [&](unsigned blocks, const Work& work) -> const char* {
+  return run_work(ctx, a, w, 6, [&](unsigned blocks, const PagedWork& work) -> const char* {
     const size_t bytes = (static_cast<size_t>(a.width + 3) / 4 * 4 + work.units + 1) * sizeof(float);
     constexpr size_t kStatic = 12 << 10;
     if (bytes + kStatic > static_cast<size_t>(ctx.shared_bytes)) return "a narrower head expected";

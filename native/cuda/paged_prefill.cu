@@ -225,7 +225,8 @@ __global__ void __launch_bounds__(kThreads, D == 64 && sizeof(C) == 2 ? 3 : 2) p
     if constexpr (S::kCodes) {
       const int row = threadIdx.x % kKeys, slot = x.slots[j & 1][row];
       const bool keys = threadIdx.x < kKeys;
-      const float2 scale = slot >= 0 ? __ldg((keys ? a.k_scales : a.v_scales) + static_cast<int64_t>(slot) * a.key_heads + key_head) : make_float2(0.f, 0.f);
+      const float2* scales = (keys ? a.k_scales : a.v_scales) + static_cast<int64_t>(max(slot, 0)) * a.key_heads + key_head;
+      const float2 scale = slot >= 0 ? *scales : make_float2(0.f, 0.f);
       next_scale = make_float2(scale.x, fmaf(128.f, scale.x, scale.y));
     }
   };

@@ -15,7 +15,7 @@ namespace llm::cuda {
 
 constexpr int kUnitsPerLaunch = 4096;  // their prefix sums lie in shared memory
 
-struct Work {
+struct PagedWork {
   int first_unit, units;  // tokens if by_token, else sequences, of which those with a single query count
   int items, rows;        // items of a unit; heads of an item
   int step, least;        // keys of a step; steps of a share at least
@@ -56,9 +56,9 @@ __device__ inline Unit unit_of(const PagedArgs& a, int u) {
 }
 
 // The shares of `total` steps differ by at most one.
-struct Shares {
+struct PagedShares {
   unsigned count, each, longer;  // the first `longer` have one step more than `each`
-  __device__ Shares(unsigned total, unsigned n) : count(n), each(n == 0 ? 0 : total / n), longer(total - each * n) {}
+  __device__ PagedShares(unsigned total, unsigned n) : count(n), each(n == 0 ? 0 : total / n), longer(total - each * n) {}
   __device__ unsigned begin(unsigned c) const { return c * each + min(c, longer); }
   __device__ unsigned share_of(unsigned at) const {
     const unsigned split = longer * (each + 1);
@@ -68,17 +68,18 @@ struct Shares {
 
 struct Segment {
   Unit unit;
-  int begin, end;  // keys [begin, end)
+  int item, begin, end;  // keys [begin, end)
   bool whole;      // all that the unit sees
-  int place;       // of the partial result: row `place * rows` of Work::o and Work::ml
+  int place;       // of the partial result: row `place * rows` of PagedWork::o and PagedWork::ml
 };
 
-// Calls body(segment, item) for each segment of this block, with all threads; the segment lies in shared memory. prefix: units + 1 ints of
+// Calls body(segment) for each segment of this block, with all threads; the segment lies in shared memory. prefix: units + 1 ints of
 // shared memory. Also writes zeros for units without keys.
 template <class Body>
-__device__ inline void work_on(const PagedArgs& a, const Work& w, int* prefix, Body body) {
+__device__ inline void work_on(const PagedArgs& a, const PagedWork& w, int* prefix, Body body) {
   __shared__ int shared[32];
   __shared__ Segment segment;
+  __shared__ unsigned next, limit;  // the place on the line; where this share ends. Not in registers: the body needs them all.
   bool wrong = boundaries_wrong(a);
   block_prefix(
       w.units,
@@ -89,8 +90,7 @@ __device__ inline void work_on(const PagedArgs& a, const Work& w, int* prefix, B
       prefix, shared);
   wrong = __syncthreads_or(wrong);
   const unsigned total = wrong ? 0 : prefix[w.units], own = blockIdx.x / w.items;
-  const int item = blockIdx.x - own * w.items;
-  const Shares shares(total, min(gridDim.x / w.items, (total + w.least - 1) / w.least));
+  const PagedShares shares(total, min(gridDim.x / w.items, (total + w.least - 1) / w.least));
   if (blockIdx.x == 0) {
     for (int i = threadIdx.x; i <= w.units; i += blockDim.x) w.plan[1 + i] = wrong ? 0 : prefix[i];
     if (threadIdx.x == 0) w.plan[0] = static_cast<int>(shares.count);
@@ -105,31 +105,51 @@ __device__ inline void work_on(const PagedArgs& a, const Work& w, int* prefix, B
     for (int64_t e = threadIdx.x; e < row_words; e += blockDim.x) row[e] = 0;
   }
   if (own >= shares.count) return;
-  const unsigned end = shares.begin(own + 1);
-  for (unsigned at = shares.begin(own); at < end;) {
+  if (threadIdx.x == 0) {
+    next = shares.begin(own);
+    limit = shares.begin(own + 1);
+  }
+  __syncthreads();
+  while (next < limit) {
+    const unsigned at = next;
     const int u = find_in_prefix(prefix, w.units, static_cast<int>(at)), steps = prefix[u + 1] - prefix[u];
-    const int first = static_cast<int>(at) - prefix[u], last = min(steps, first + static_cast<int>(end - at));
+    const int first = static_cast<int>(at) - prefix[u], last = min(steps, first + static_cast<int>(limit - at));
+    __syncthreads();
     if (threadIdx.x == 0) {
       Segment& s = segment;
       s.unit = unit_of(a, w.first_unit + u);
       s.begin = s.unit.keys.first + first * w.step;
       s.end = last == steps ? s.unit.keys.last : s.unit.keys.first + last * w.step;
       s.whole = first == 0 && last == steps;
-      s.place = (2 * static_cast<int>(own) + (first == 0 ? 1 : 0)) * w.items + item;
+      s.item = blockIdx.x % w.items;
+      s.place = (2 * static_cast<int>(blockIdx.x / w.items) + (first == 0 ? 1 : 0)) * w.items + s.item;
+      next = at + static_cast<unsigned>(last - first);
     }
     __syncthreads();
-    body(segment, item);
+    body(segment);
     __syncthreads();
-    at += last - first;
   }
 }
 
+// Two kernels of one op in a row (Hopper and later): the first lets the second take its place on the card early; the second waits for the end
+// of the first before it touches memory.
+__device__ __forceinline__ void release_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Folds partial results into outputs. After work_on(), with the same arguments.
-const char* combine_partials(Context& ctx, const PagedArgs& a, const Work& w);
+const char* combine_partials(Context& ctx, const PagedArgs& a, const PagedWork& w);
 
 // Fills in the scratch space of `w` and runs launch(blocks, w) and combine_partials for all units, about `per_sm` blocks a multiprocessor.
 template <class Launch>
-inline const char* run_work(Context& ctx, const PagedArgs& a, Work w, int per_sm, Launch launch) {
+inline const char* run_work(Context& ctx, const PagedArgs& a, PagedWork w, int per_sm, Launch launch) {
   const int64_t all = a.by_token ? a.tokens : a.sequences;
   const int64_t steps = ceil_div(static_cast<int64_t>(a.columns) * a.block, w.step);  // of one unit, at most
   if (steps > INT32_MAX / w.items) return "a block table of fewer tokens expected";

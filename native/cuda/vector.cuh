@@ -134,6 +134,7 @@ struct Divider {
 // Runs op on elements [0, n): op.load<V>(i, registers) for all steps of the thread, then op.store<V>(i, registers). i is a multiple of V.
 template <int V, int U, class Op>
 __global__ void __launch_bounds__(kEachThreads) each_kernel(int64_t n, const Op op) {
+  follow();
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * (U * kEachThreads) + threadIdx.x) * V;
   typename Op::template Registers<V> r[U];
 #pragma unroll
@@ -163,10 +164,10 @@ template <int V, int U = 2, class Op>
 const char* each(Context& ctx, int64_t n, bool aligned, const Op& op) {
   if (n == 0) return nullptr;
   if (aligned) {
-    each_kernel<V, U><<<static_cast<unsigned>(ceil_div(n, V * U * kEachThreads)), kEachThreads, 0, ctx.stream>>>(n, op);
+    launch(ctx, each_kernel<V, U, Op>, static_cast<unsigned>(ceil_div(n, V * U * kEachThreads)), kEachThreads, 0, n, op);
   } else {
     constexpr int kSteps = U < 4 ? 4 : U;
-    each_kernel<1, kSteps><<<static_cast<unsigned>(ceil_div(n, kSteps * kEachThreads)), kEachThreads, 0, ctx.stream>>>(n, op);
+    launch(ctx, each_kernel<1, kSteps, Op>, static_cast<unsigned>(ceil_div(n, kSteps * kEachThreads)), kEachThreads, 0, n, op);
   }
   return launched();
 }

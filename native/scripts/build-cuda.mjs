@@ -5,7 +5,16 @@
 //   --ptx80                only compiles everything to sm_80 PTX, to show that older cards are served
 // What ptxas says of each kernel is kept beside the objects (native/build-cuda/*.ptxas) for the test of spills.
 import { execFileSync, spawn } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -17,8 +26,14 @@ const ptx80 = process.argv.includes("--ptx80");
 /** The compute capabilities of the cards here: "90a" and the like. */
 function presentArchitectures() {
   try {
-    const out = execFileSync("nvidia-smi", ["--query-gpu=compute_cap", "--format=csv,noheader"], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
-    const found = out.split("\n").map((line) => line.trim().replace(".", "")).filter(Boolean);
+    const out = execFileSync("nvidia-smi", ["--query-gpu=compute_cap", "--format=csv,noheader"], {
+      encoding: "utf8",
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    const found = out
+      .split("\n")
+      .map((line) => line.trim().replace(".", ""))
+      .filter(Boolean);
     return [...new Set(found)].map((arch) => (Number(arch) === 90 ? "90a" : arch));
   } catch {
     return [];
@@ -34,7 +49,9 @@ function architectures() {
 
 const nvcc = findNvcc();
 if (!nvcc) {
-  console.error("[build-cuda] nvcc was not found (PATH, CUDA_HOME, /usr/local/cuda); install the CUDA toolkit 12.4 or later");
+  console.error(
+    "[build-cuda] nvcc was not found (PATH, CUDA_HOME, /usr/local/cuda); install the CUDA toolkit 12.4 or later",
+  );
   process.exit(1);
 }
 const archs = ptx80 ? ["80"] : architectures();
@@ -62,19 +79,31 @@ function stale(source, object) {
   if (!existsSync(object) || !existsSync(depends)) return true;
   if (!existsSync(`${object}.flags`) || readFileSync(`${object}.flags`, "utf8") !== flags.join(" ")) return true;
   const made = statSync(object).mtimeMs;
-  const files = readFileSync(depends, "utf8").replace(/^[^:]*:/, "").replaceAll("\\\n", " ").split(/\s+/).filter(Boolean);
+  const files = readFileSync(depends, "utf8")
+    .replace(/^[^:]*:/, "")
+    .replaceAll("\\\n", " ")
+    .split(/\s+/)
+    .filter(Boolean);
   return files.some((file) => !existsSync(file) || statSync(file).mtimeMs > made);
 }
 
 function compile(source) {
   const object = objectOf(source);
   return new Promise((done, failed) => {
-    const child = spawn(nvcc, [...flags, "-MD", "-MF", `${object}.d`, ptx80 && source.endsWith(".cu") ? "-ptx" : "-c", source, "-o", object], { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(
+      nvcc,
+      [...flags, "-MD", "-MF", `${object}.d`, ptx80 && source.endsWith(".cu") ? "-ptx" : "-c", source, "-o", object],
+      { stdio: ["ignore", "pipe", "pipe"] },
+    );
     let text = "";
     child.stdout.on("data", (data) => (text += data));
     child.stderr.on("data", (data) => (text += data));
     child.on("close", (code) => {
-      const problems = text.split("\n").filter((line) => line.trim() && !/^(ptxas )?info|bytes stack frame|^\s*Function properties|^\s+\d+ bytes/.test(line));
+      const problems = text
+        .split("\n")
+        .filter(
+          (line) => line.trim() && !/^(ptxas )?info|bytes stack frame|^\s*Function properties|^\s+\d+ bytes/.test(line),
+        );
       if (code !== 0) return failed(new Error(`nvcc failed on ${relative(native, source)}\n${problems.join("\n")}`));
       if (problems.length > 0) console.log(`${relative(native, source)}:\n${problems.join("\n")}`);
       writeFileSync(object.replace(/\.o$/, ".ptxas"), text);
@@ -86,7 +115,9 @@ function compile(source) {
 
 const queue = sources.filter((source) => stale(source, objectOf(source)));
 const total = queue.length;
-console.log(`[build-cuda] ${archs.map((a) => `sm_${a}`).join(", ")}${ptx80 ? " (PTX only)" : ""}: ${total} of ${sources.length} files to compile`);
+console.log(
+  `[build-cuda] ${archs.map((a) => `sm_${a}`).join(", ")}${ptx80 ? " (PTX only)" : ""}: ${total} of ${sources.length} files to compile`,
+);
 const worker = async () => {
   for (let source = queue.shift(); source; source = queue.shift()) {
     const start = performance.now();
@@ -98,7 +129,20 @@ try {
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
   if (!ptx80) {
     const library = `${build}/libllm_cuda.so`;
-    execFileSync(nvcc, [...targets, "-shared", "-cudart=static", "-o", library, ...sources.map(objectOf), "-Xlinker=--gc-sections", "-ldl"], { stdio: "inherit" });
+    execFileSync(
+      nvcc,
+      [
+        ...targets,
+        "-shared",
+        "-cudart=static",
+        "-o",
+        library,
+        ...sources.map(objectOf),
+        "-Xlinker=--gc-sections",
+        "-ldl",
+      ],
+      { stdio: "inherit" },
+    );
     const target = `${native}/npm/linux-x64-cuda/libllm_cuda.so`;
     mkdirSync(dirname(target), { recursive: true });
     copyFileSync(library, `${target}.new`);

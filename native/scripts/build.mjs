@@ -34,7 +34,10 @@ if (!sanitize) {
 
   const asked = process.env.LLM_CUDA;
   const gpu = existsSync("/proc/driver/nvidia") || existsSync("/dev/nvidia0");
-  if (asked === "1" || (asked !== "0" && gpu && findNvcc())) run(process.execPath, [`${native}/scripts/build-cuda.mjs`]);
+  if (asked === "1" || (asked !== "0" && gpu && findNvcc()))
+    run(process.execPath, [`${native}/scripts/build-cuda.mjs`]);
   else if (asked !== "0" && (gpu || findNvcc()))
-    console.log(`CUDA plugin: not built (${gpu ? "nvcc was not found" : "no NVIDIA driver here"}); LLM_CUDA=1 builds it`);
+    console.log(
+      `CUDA plugin: not built (${gpu ? "nvcc was not found" : "no NVIDIA driver here"}); LLM_CUDA=1 builds it`,
+    );
 }

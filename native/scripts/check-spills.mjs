@@ -30,7 +30,8 @@ for (const log of logs) {
     const bytes = Math.max(Number(spill[1]), Number(spill[2]));
     // One budget a file: templates have too many names to list.
     if (bytes > 0) found[file] = Math.max(found[file] ?? 0, bytes);
-    if (bytes > (budget[file]?.bytes ?? 0)) problems.push(`${file}: ${bytes} bytes, budget ${budget[file]?.bytes ?? 0}: ${kernel}`);
+    if (bytes > (budget[file]?.bytes ?? 0))
+      problems.push(`${file}: ${bytes} bytes, budget ${budget[file]?.bytes ?? 0}: ${kernel}`);
     kernel = "";
   }
 }

@@ -55,7 +55,7 @@ struct Plan {
   Tile *key_tiles, *query_tiles;
   int* spill_of;      // per key tile in order of tokens: its `spill`
   int* taken;         // 0s: work that the Hopper kernels' blocks took, two counters per round and one
-  float *lse, *delta;  // [H, Tq]: lse * lse_factor, +inf instead of -inf so that p = 0; delta
+  float2* stats;      // [H, Tq]: lse * lse_factor (+inf instead of -inf, so that p = 0), delta
   int most_key_tiles, most_query_tiles;
 };
 

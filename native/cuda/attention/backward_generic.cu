@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) generic_kernel(Problem p, Plan plan)
   for (int h = kKeys ? key_head * group : blockIdx.y; h < (kKeys ? (key_head + 1) * group : blockIdx.y + 1); h++) {
     const Rows<T> q{static_cast<const T*>(p.q) + t.q_begin * p.q_stride + static_cast<int64_t>(h) * p.width, p.q_stride};
     const Rows<T> grad{static_cast<const T*>(p.grad) + t.q_begin * dense + static_cast<int64_t>(h) * p.width, dense};
-    const float *lse = plan.lse + h * p.queries + t.q_begin, *delta = plan.delta + h * p.queries + t.q_begin;
+    const float2* stats = plan.stats + h * p.queries + t.q_begin;
     for (int i0 = range.begin; i0 < range.end; i0 += kRows) {
       const int rows = min(kRows, range.end - i0);
       float s[4] = {}, dp[4] = {};
@@ -75,8 +75,9 @@ __global__ void __launch_bounds__(kThreads) generic_kernel(Problem p, Plan plan)
         const int query = kKeys ? other : own, key = kKeys ? own : other;
         float probable = 0, ds = 0;
         if (visible(p, t, query, key)) {
-          probable = expf(s[m] * p.scale - lse[query]);
-          ds = probable * (dp[m] - delta[query]) * p.scale;
+          const float2 stat = stats[query];
+          probable = expf(s[m] * p.scale - stat.x);
+          ds = probable * (dp[m] - stat.y) * p.scale;
         }
         probability[warp + 8 * m][lane] = probable;
         slope[warp + 8 * m][lane] = ds;

@@ -12,10 +12,9 @@ namespace {
 
 template <int D>
 struct PassLayout {
-  static constexpr int stages = D == 128 ? 3 : 4;
-  static constexpr int kept = kKept * D * 2, passing = kBlock * D * 2, stats = kBlock * 8;  // stats: lse, delta
-  static constexpr int out = 2048;  // what a warp spills in a step
-  static constexpr int a = 0, c = kept, b = 2 * kept, d = b + stages * passing, outs = d + stages * passing, stat = outs + 8 * 2 * out;
+  static constexpr int stages = 4;
+  static constexpr int kept = kKept * D * 2, passing = kBlock * D * 2, stats = kBlock * 8;
+  static constexpr int a = 0, c = kept, b = 2 * kept, d = b + stages * passing, stat = d + stages * passing;
   static constexpr int barriers = stat + stages * stats;  // kept full, kept empty, full[stages], empty[stages]
   static constexpr int pieces = barriers + 8 * (2 + 2 * stages);
   static constexpr int bytes = pieces + Pieces::bytes + 1024;  // the tiles start at a multiple of 1024
@@ -64,10 +63,8 @@ struct Cursor {
   template <bool kKeys>
   __device__ __forceinline__ explicit Cursor(const Work<kKeys>& w)
       : head(w.first_head + w.first_step / max(w.per_head, 1)), block(w.begin + w.first_step % max(w.per_head, 1)), begin(w.begin), end(w.begin + w.per_head) {}
-  __device__ __forceinline__ bool next() {  // whether another head begins
-    if (++block < end) return false;
-    block = begin, head++;
-    return true;
+  __device__ __forceinline__ void next() {
+    if (++block == end) block = begin, head++;
   }
 };
 
@@ -98,189 +95,14 @@ __device__ __forceinline__ void produce(const Problem& p, const Plan& plan, cons
       tma_load_4d(base + L::d + stage * L::passing, &maps.passing_d, bar, 0, row, 0, head);
     }
     if constexpr (kKeys) {
-      const int64_t first = at.head * p.queries + t.q_begin + i0;
-      const uint32_t stats = base + L::stat + stage * L::stats;
+      const float2* stats = plan.stats + at.head * p.queries + t.q_begin + i0;
 #pragma unroll
       for (int r = lane; r < kBlock; r += 32) {
         const bool exists = i0 + r < t.q_count;
-        const int64_t from = first + (exists ? r : 0);
-        cp_async4(stats + r * 4, plan.lse + from, exists ? 4 : 0);
-        cp_async4(stats + kBlock * 4 + r * 4, plan.delta + from, exists ? 4 : 0);
+        cp_async8(base + L::stat + stage * L::stats + r * 8, stats + (exists ? r : 0), exists ? 8 : 0);
       }
       cp_async_arrive(bar);
     }
-  }
-}
-
-// Blocks [begin, end) of the other side of which 64 rows from `row` see, or are seen by, every element.
-template <bool kKeys>
-__device__ __forceinline__ Range all_visible_blocks(const Problem& p, const Tile& t, int row) {
-  const int shift = shift_of(t);
-  int first = 0, last = (kKeys ? t.q_count : t.k_count) - kBlock;  // where a block may start
-  if (p.causal) {
-    if (kKeys) first = max(first, row + 63 - shift);
-    else last = min(last, row + shift - 63);
-  }
-  if (p.window > 0) {
-    if (kKeys) last = static_cast<int>(min(static_cast<int64_t>(last), static_cast<int64_t>(row) - 64 - shift + p.window));
-    else first = max(first, row + 64 + shift - p.window);
-  }
-  if (row + 64 > (kKeys ? t.k_count : t.q_count) || last < first) return {0, 0};
-  return {(first + kBlock - 1) / kBlock, last / kBlock + 1};
-}
-
-// What a consumer knows between pieces.
-struct Turns {
-  int piece = 0, turn = 0, ring = 0, out = 0;  // pieces; those with steps; steps; spilled steps
-};
-
-// One piece of work of a warpgroup.
-template <class T, int D, bool kKeys>
-__device__ __forceinline__ void consume(const Problem& p, const Plan& plan, const Work<kKeys>& w, const Round& round, uint32_t base, int piece,
-                                        Turns& turns) {
-  using L = PassLayout<D>;
-  const Tile& t = w.t;
-  const uint32_t kept_full = base + L::barriers, kept_empty = kept_full + 8, full = kept_empty + 8, empty = full + 8 * L::stages;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, consumer = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
-  const int first_row = t.row + consumer * 64, own_row = first_row + warp * 16 + lane / 4;
-  float first[D / 2], second[kKeys ? D / 2 : 1];
-#pragma unroll
-  for (int i = 0; i < D / 2; i++) first[i] = 0;
-#pragma unroll
-  for (int i = 0; i < (kKeys ? D / 2 : 1); i++) second[i] = 0;
-
-  if (w.steps > 0) {
-    const uint64_t a = descriptor_rows(base + L::a + consumer * 64 * 128), c = descriptor_rows(base + L::c + consumer * 64 * 128);
-    const float scale2 = p.scale * kLog2e;
-    const int passing_count = kKeys ? t.q_count : t.k_count;
-    const Range clear = all_visible_blocks<kKeys>(p, t, first_row);
-    // Waits for a step's tiles.
-    const auto arrived = [&](int ring, int block) {
-      const int stage = ring % L::stages;
-      mbar_wait(full + 8 * stage, ring / L::stages & 1);
-      if (const int valid = passing_count - block * kBlock; valid < kBlock) {
-        clear_rows<D>(base + L::b + stage * L::passing, kBlock, valid);
-        clear_rows<D>(base + L::d + stage * L::passing, kBlock, valid);
-        cleared();
-      }
-    };
-    // Keys pass: lse and delta of this thread's columns, two at 8 j; queries pass: of its two rows. Loaded before the products that they
-    // wait for.
-    float2 lse[kKeys ? 8 : 1], delta[kKeys ? 8 : 1];
-    const auto load_stats = [&](float2(&x)[kKeys ? 8 : 1], int ring, int which) {
-      const uint32_t from = base + L::stat + ring % L::stages * L::stats + which * kBlock * 4 + lane % 4 * 8;
-#pragma unroll
-      for (int j = 0; j < 8; j++) x[kKeys ? j : 0] = load_shared2(from + j * 32);
-    };
-    if constexpr (!kKeys) {
-      const int64_t at = w.first_head * p.queries + t.q_begin + own_row;
-      const bool upper = own_row < t.q_count, lower = own_row + 8 < t.q_count;
-      lse[0] = make_float2(upper ? plan.lse[at] : 0.f, lower ? plan.lse[at + 8] : 0.f);
-      delta[0] = make_float2(upper ? plan.delta[at] : 0.f, lower ? plan.delta[at + 8] : 0.f);
-    }
-    const bool spill = kKeys && plan.division->spill;
-    Cursor at(w);
-    const int64_t of_round = at.head - round.number * plan.division->groups * (p.heads / p.key_heads), per_head = plan.division->blocks_per_head;
-    char* spilled = static_cast<char*>(round.spill) + ((of_round * per_head + t.spill - w.begin) * kSpill + consumer * kHalf) * 2 + warp * L::out;
-    const uint32_t outs = base + L::outs + (consumer * 4 + warp) * 2 * L::out;
-
-    mbar_wait(kept_full, turns.turn++ & 1);
-    if (t.rows < kKept) {
-      clear_rows<D>(base + L::a, kKept, t.rows);
-      clear_rows<D>(base + L::c, kKept, t.rows);
-      cleared();
-    }
-    float s[32], dp[32];
-    int ring = turns.ring;
-    arrived(ring, at.block);
-    wgmma_fence();
-    scores<T, D>(s, a, descriptor_rows(base + L::b + ring % L::stages * L::passing));
-    wgmma_commit();
-    if constexpr (kKeys) load_stats(lse, ring, 0);
-    wgmma_wait<0>();
-    hold(s);
-    for (int step = 0; step < w.steps; step++, ring++) {
-      const int stage = ring % L::stages;
-      const uint32_t b = base + L::b + stage * L::passing, d = base + L::d + stage * L::passing;
-      uint32_t probability[4][4], slope[4][4];
-
-      wgmma_fence();
-      scores<T, D>(dp, c, descriptor_rows(d));
-      wgmma_commit();
-#pragma unroll
-      for (int i = 0; i < 32; i++) {
-        const float2 two = lse[kKeys ? i / 4 : 0];
-        s[i] = exp2_fast(s[i] * scale2 - ((kKeys ? i % 2 : i / 2 % 2) ? two.y : two.x));
-      }
-      if (at.block < clear.begin || at.block >= clear.end) {
-#pragma unroll
-        for (int i = 0; i < 32; i++) {
-          const int own = own_row + i / 2 % 2 * 8, other = at.block * kBlock + i / 4 * 8 + lane % 4 * 2 + i % 2;
-          if (!visible(p, t, kKeys ? other : own, kKeys ? own : other)) s[i] = 0;
-        }
-      }
-      if constexpr (kKeys) {
-        as_operand<T>(probability, s);
-        wgmma_fence();
-        accumulate<T, D>(second, probability, descriptor_columns(d, kBlock * 128));
-        wgmma_commit();
-        load_stats(delta, ring, 1);
-        wgmma_wait<1>();
-      } else {
-        wgmma_wait<0>();
-      }
-      hold(dp);
-#pragma unroll
-      for (int i = 0; i < 32; i++) {
-        const float2 two = delta[kKeys ? i / 4 : 0];
-        dp[i] = s[i] * (dp[i] - ((kKeys ? i % 2 : i / 2 % 2) ? two.y : two.x));
-      }
-      as_operand<T>(slope, dp);
-      char* out = spilled + static_cast<int64_t>(at.block) * (kSpill * 2);
-      if (at.next()) spilled += per_head * (kSpill * 2);
-      const bool more = step + 1 < w.steps;
-      if (more) arrived(ring + 1, at.block);
-      wgmma_fence();
-      accumulate<T, D>(first, slope, descriptor_columns(b, kBlock * 128));
-      wgmma_commit();
-      scores<T, D>(s, a, descriptor_rows(base + L::b + (ring + more) % L::stages * L::passing));
-      wgmma_commit();
-      if (spill) {  // this warp's 16 keys by 64 queries, through shared memory
-        const uint32_t to = outs + (turns.out++ & 1) * L::out;
-        if (lane == 0) tma_store_wait<1>();
-        __syncwarp();
-#pragma unroll
-        for (int n = 0; n < 4; n++) stmatrix4(to + (lane >> 3 & 1) * 1024 + (2 * n + (lane >> 4)) * 128 + lane % 8 * 16, slope[n]);
-        fence_async_shared();
-        __syncwarp();
-        if (lane == 0) {
-          bulk_store(out, to, L::out);
-          tma_store_commit();
-        }
-      }
-      if constexpr (kKeys) load_stats(lse, ring + more, 0);
-      wgmma_wait<0>();
-      hold(s);
-      hold(first);
-      if constexpr (kKeys) hold(second);
-      __syncwarp();
-      if (lane == 0) mbar_arrive(empty + 8 * stage);
-    }
-    turns.ring = ring;
-    if (lane == 0) mbar_arrive(kept_empty);
-  }
-
-  const int64_t token = (kKeys ? t.k_begin : t.q_begin) + first_row;
-  const int rows = t.rows - consumer * 64;
-  if constexpr (!kKeys) {
-    store<T, D>(p.dq, first, p.scale, token, rows, p.heads, w.first_head);
-  } else if (plan.division->splits > 1) {
-    float* part = round.parts + static_cast<int64_t>(piece) * (2 * kKept * D) + consumer * 64 * D;
-    store_part<D>(part, first);
-    store_part<D>(part + kKept * D, second);
-  } else {
-    store<T, D>(p.dk, first, p.scale, token, rows, p.key_heads, w.key_head);
-    store<T, D>(p.dv, second, 1.f, token, rows, p.key_heads, w.key_head);
   }
 }
 
@@ -289,10 +111,11 @@ __global__ void __launch_bounds__(kThreads, 1) pass_kernel(const Problem p, cons
 #if LLM_HOPPER
   using L = PassLayout<D>;
   extern __shared__ char memory[];
+  const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup, lane = threadIdx.x % 32;
   const uint32_t base = (shared_address(memory) + 1023) & ~1023u;
+  const uint32_t kept_full = base + L::barriers, kept_empty = kept_full + 8, full = kept_empty + 8, empty = full + 8 * L::stages;
   const Pieces pieces{base + L::pieces};
   if (threadIdx.x == 0) {
-    const uint32_t kept_full = base + L::barriers, kept_empty = kept_full + 8, full = kept_empty + 8, empty = full + 8 * L::stages;
     mbar_init(kept_full, 1);
     mbar_init(kept_empty, kConsumers * 4);
     for (int i = 0; i < L::stages; i++) {
@@ -305,14 +128,14 @@ __global__ void __launch_bounds__(kThreads, 1) pass_kernel(const Problem p, cons
   __syncthreads();
   let_next_start();
   wait_for_previous();
-  if (threadIdx.x < kWarpgroup) {
+  if (warpgroup == 0) {
     registers_shrink<kProducerRegisters>();
     if (threadIdx.x >= 32) return;
     const int all = Work<kKeys>::count(p, *plan.division, round.number);
     int turn = 0, ring = 0;
     for (int n = 0;; n++) {
       int piece = 0;
-      if (threadIdx.x == 0) piece = pieces.take(n, all, plan.taken + (kKeys ? 2 * round.number : 2 * p.key_heads));
+      if (lane == 0) piece = pieces.take(n, all, plan.taken + (kKeys ? 2 * round.number : 2 * p.key_heads));
       piece = __shfl_sync(0xffffffffu, piece, 0);
       if (piece < 0) break;
       const Work<kKeys> w(p, plan, round.number, piece);
@@ -324,11 +147,149 @@ __global__ void __launch_bounds__(kThreads, 1) pass_kernel(const Problem p, cons
     }
     return;
   }
+
   registers_grow<kConsumerRegisters>();
-  Turns turns;
-  for (int piece; (piece = pieces.hear(turns.piece++)) >= 0;)
-    consume<T, D, kKeys>(p, plan, Work<kKeys>(p, plan, round.number, piece), round, base, piece, turns);
-  if (kKeys && threadIdx.x % 32 == 0) bulk_store_finish();
+  const int consumer = warpgroup - 1, warp = threadIdx.x / 32 % 4;
+  const float scale2 = p.scale * kLog2e;
+  const int splits = plan.division->splits;
+  int turn = 0, ring = 0;
+  for (int n = 0, piece; (piece = pieces.hear(n)) >= 0; n++) {
+    const Work<kKeys> w(p, plan, round.number, piece);
+    const Tile& t = w.t;
+    const int first_row = t.row + consumer * 64, own_row = first_row + warp * 16 + lane / 4;
+    float first[D / 2], second[kKeys ? D / 2 : 1];
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) first[i] = 0;
+#pragma unroll
+    for (int i = 0; i < (kKeys ? D / 2 : 1); i++) second[i] = 0;
+
+    if (w.steps > 0) {
+      float s[32], dp[32];
+      const uint64_t a = descriptor_rows(base + L::a + consumer * 64 * 128), c = descriptor_rows(base + L::c + consumer * 64 * 128);
+      const int passing_count = kKeys ? t.q_count : t.k_count;
+      // Waits for a step's tiles.
+      const auto arrived = [&](int ring, int block) {
+        const int stage = ring % L::stages;
+        mbar_wait(full + 8 * stage, ring / L::stages & 1);
+        if (const int valid = passing_count - block * kBlock; valid < kBlock) {
+          clear_rows<D>(base + L::b + stage * L::passing, kBlock, valid);
+          clear_rows<D>(base + L::d + stage * L::passing, kBlock, valid);
+          cleared();
+        }
+      };
+      float2 own_stats[2] = {};  // queries pass: of this thread's two rows
+      if constexpr (!kKeys) {
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          if (own_row + half * 8 < t.q_count) own_stats[half] = plan.stats[w.first_head * p.queries + t.q_begin + own_row + half * 8];
+      }
+      mbar_wait(kept_full, turn++ & 1);
+      if (t.rows < kKept) {
+        clear_rows<D>(base + L::a, kKept, t.rows);
+        clear_rows<D>(base + L::c, kKept, t.rows);
+        cleared();
+      }
+      const int blocks_per_head = plan.division->blocks_per_head;
+      const int64_t heads_before = static_cast<int64_t>(round.number) * plan.division->groups * (p.heads / p.key_heads);
+      const int64_t spill_base = kKeys ? t.spill - w.begin - heads_before * blocks_per_head : 0;
+      const bool spill = kKeys && plan.division->spill;
+      Cursor at(w);
+      arrived(ring, at.block);
+      wgmma_fence();
+      scores<T, D>(s, a, descriptor_rows(base + L::b + ring % L::stages * L::passing));
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(s);
+      for (int step = 0; step < w.steps; step++, ring++) {
+        const int stage = ring % L::stages, i0 = at.block * kBlock;
+        const uint32_t b = base + L::b + stage * L::passing, d = base + L::d + stage * L::passing;
+        const uint32_t stats = base + L::stat + stage * L::stats + lane % 4 * 16;
+        const bool all = kKeys ? all_visible(p, t, i0, kBlock, first_row, 64) : all_visible(p, t, first_row, 64, i0, kBlock);
+        uint32_t probability[4][4], slope[4][4];
+
+        wgmma_fence();
+        scores<T, D>(dp, c, descriptor_rows(d));
+        wgmma_commit();
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          float4 two;
+          if constexpr (kKeys) two = load_shared4(stats + j * 64);
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const float lse = kKeys ? (e % 2 ? two.z : two.x) : own_stats[e / 2].x;
+            s[4 * j + e] = exp2_fast(s[4 * j + e] * scale2 - lse);
+          }
+        }
+        if (!all) {
+#pragma unroll
+          for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+              const int own = own_row + e / 2 * 8, other = i0 + 8 * j + lane % 4 * 2 + e % 2;
+              if (!visible(p, t, kKeys ? other : own, kKeys ? own : other)) s[4 * j + e] = 0;
+            }
+        }
+        if constexpr (kKeys) {
+          as_operand<T>(probability, s);
+          wgmma_fence();
+          accumulate<T, D>(second, probability, descriptor_columns(d, kBlock * 128));
+          wgmma_commit();
+          wgmma_wait<1>();
+        } else {
+          wgmma_wait<0>();
+        }
+        hold(dp);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          float4 two;
+          if constexpr (kKeys) two = load_shared4(stats + j * 64);
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const float delta = kKeys ? (e % 2 ? two.w : two.y) : own_stats[e / 2].y;
+            dp[4 * j + e] = s[4 * j + e] * (dp[4 * j + e] - delta);
+          }
+        }
+        as_operand<T>(slope, dp);
+        const int64_t out_block = spill_base + static_cast<int64_t>(at.head) * blocks_per_head + at.block;
+        at.next();
+        const bool more = step + 1 < w.steps;
+        if (more) arrived(ring + 1, at.block);
+        wgmma_fence();
+        accumulate<T, D>(first, slope, descriptor_columns(b, kBlock * 128));
+        wgmma_commit();
+        scores<T, D>(s, a, descriptor_rows(base + L::b + (more ? ring + 1 : ring) % L::stages * L::passing));
+        wgmma_commit();
+        if (spill) {
+          uint32_t* out = static_cast<uint32_t*>(round.spill) + (out_block * kSpill + consumer * kHalf) / 2 + warp * 512 + lane;
+#pragma unroll
+          for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) __stcs(out + e % 2 * 256 + (2 * n + e / 2) * 32, slope[n][e]);
+        }
+        wgmma_wait<0>();
+        hold(s);
+        hold(first);
+        if constexpr (kKeys) hold(second);
+        __syncwarp();
+        if (lane == 0) mbar_arrive(empty + 8 * stage);
+      }
+      if (lane == 0) mbar_arrive(kept_empty);
+    }
+    if (kKeys && splits > 1) {
+      float* part = round.parts + static_cast<int64_t>(piece) * (2 * kKept * D) + consumer * 64 * D;
+      store_part<D>(part, first);
+      if constexpr (kKeys) store_part<D>(part + kKept * D, second);
+      continue;
+    }
+    const int64_t token = (kKeys ? t.k_begin : t.q_begin) + first_row;
+    const int rows = t.rows - consumer * 64;
+    if constexpr (kKeys) {
+      store<T, D>(p.dk, first, p.scale, token, rows, p.key_heads, w.key_head);
+      store<T, D>(p.dv, second, 1.f, token, rows, p.key_heads, w.key_head);
+    } else {
+      store<T, D>(p.dq, first, p.scale, token, rows, p.heads, w.first_head);
+    }
+  }
 #endif
 }
 

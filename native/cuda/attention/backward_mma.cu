@@ -121,8 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(Problem p, Plan plan) 
       load_rows<kPassing, D>(b, q + i0 * p.q_stride + h * D, p.q_stride, rows);
       load_rows<kPassing, D>(d, grad + i0 * dense + h * D, dense, rows);
       const int r = static_cast<int>(threadIdx.x);
-      const int64_t at = h * p.queries + t.q_begin + i0 + (r < rows ? r : 0);
-      if (r < kPassing) cp_async4(stats + r * 8, plan.lse + at, r < rows ? 4 : 0), cp_async4(stats + r * 8 + 4, plan.delta + at, r < rows ? 4 : 0);
+      if (r < kPassing) cp_async8(stats + r * 8, plan.stats + h * p.queries + t.q_begin + i0 + (r < rows ? r : 0), r < rows ? 8 : 0);
     } else {
       const int rows = min(kPassing, t.k_count - i0);
       load_rows<kPassing, D>(b, k + i0 * p.k_stride, p.k_stride, rows);
@@ -146,8 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(Problem p, Plan plan) 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int r = warp * 16 + half * 8 + lane / 4;
-      const int64_t at = head * p.queries + t.q_begin + t.row + r;
-      if (r < t.rows) own_stats[half] = make_float2(plan.lse[at], plan.delta[at]);
+      if (r < t.rows) own_stats[half] = plan.stats[head * p.queries + t.q_begin + t.row + r];
     }
   }
 

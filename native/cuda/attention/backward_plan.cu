@@ -232,8 +232,7 @@ __device__ void deltas(const Problem& p, const Plan& plan, float lse_factor, int
       if (pair >= pairs || lane != 0) continue;
       const int64_t token = pair / p.heads, at = (pair - token * p.heads) * p.queries + token;
       const float lse = p.lse[at];
-      plan.lse[at] = lse == -INFINITY ? INFINITY : lse * lse_factor;
-      plan.delta[at] = sum[i];
+      plan.stats[at] = make_float2(lse == -INFINITY ? INFINITY : lse * lse_factor, sum[i]);
     }
   }
 }
@@ -256,8 +255,7 @@ const char* make_plan(Context& ctx, const Problem& p, int key_rows, int query_ro
   plan.query_tiles = ctx.scratch_of<Tile>(static_cast<size_t>(plan.most_query_tiles));
   plan.spill_of = ctx.scratch_of<int>(static_cast<size_t>(plan.most_key_tiles));
   plan.taken = ctx.scratch_of<int>(2 * static_cast<size_t>(p.key_heads) + 1);
-  plan.lse = ctx.scratch_of<float>(static_cast<size_t>(p.queries * p.heads) + 1);
-  plan.delta = ctx.scratch_of<float>(static_cast<size_t>(p.queries * p.heads) + 1);
+  plan.stats = ctx.scratch_of<float2>(static_cast<size_t>(p.queries * p.heads) + 1);
   int* bases = ctx.scratch_of<int>(2 * (static_cast<size_t>(p.sequences) + 3));
   return dispatch(p.dtype, [&](auto t) {
     using T = decltype(t);

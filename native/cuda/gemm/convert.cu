@@ -24,7 +24,7 @@ __global__ void convert_kernel(const S* src, int64_t ld_src, D* dst, int64_t ld_
 #pragma unroll
     for (int i = 0; i < kPerThread; i++) {
       const int64_t c = first + i * kThreads;
-      if (c < cols) dst[r * ld_dst + c] = from_float<D>(to_float(src[r * ld_src + c]));
+      if (c < ld_dst) dst[r * ld_dst + c] = from_float<D>(c < cols ? to_float(src[r * ld_src + c]) : 0.f);
     }
   }
 }
@@ -49,7 +49,7 @@ const char* convert(Context& ctx, const void* src, DType from, int64_t ld_src, v
     return dispatch(to, [&](auto d) {
       using S = decltype(s);
       using D = decltype(d);
-      convert_kernel<S, D><<<grid_of(ctx, rows, cols), kThreads, 0, ctx.stream>>>(static_cast<const S*>(src), ld_src, static_cast<D*>(dst), ld_dst, rows, cols);
+      convert_kernel<S, D><<<grid_of(ctx, rows, ld_dst), kThreads, 0, ctx.stream>>>(static_cast<const S*>(src), ld_src, static_cast<D*>(dst), ld_dst, rows, cols);
       return launched();
     });
   });

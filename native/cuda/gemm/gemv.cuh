@@ -64,6 +64,7 @@ __device__ inline void load_floats(const X* x, float (&to)[n]) {
 
 template <class W, class X, int tokens, int rows, int lanes, int ahead, int per_load>
 __global__ __launch_bounds__(kGemvThreads) void dot_kernel(const GemvArgs p) {
+  follow();
   constexpr int rows_of_warp = 32 / lanes * rows;
   __shared__ float part[kGemvWarps][rows_of_warp][tokens];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, slice = warp % p.split;
@@ -128,6 +129,7 @@ __global__ __launch_bounds__(kGemvThreads) void dot_kernel(const GemvArgs p) {
 // halves: 1 for up to 8 rows of x, 2 for up to 16; tiles: groups of 8 rows of w. All warps of a block share its rows.
 template <class T, int halves, int tiles, int ahead, int warps>
 __global__ __launch_bounds__(32 * warps) void mma_rows_kernel(const GemvArgs p) {
+  follow();
   constexpr int rows = tiles * 8, tokens = halves * 8;
   __shared__ float part[warps][tokens][rows + 4];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -181,13 +183,13 @@ __global__ __launch_bounds__(32 * warps) void mma_rows_kernel(const GemvArgs p) 
 template <class W, class X, int tokens, int rows, int lanes, int ahead, int per_load = 16 / sizeof(W)>
 const char* launch_dot(Context& ctx, const GemvArgs& p) {
   const int rows_of_block = kGemvWarps / p.split * (32 / lanes) * rows;
-  dot_kernel<W, X, tokens, rows, lanes, ahead, per_load><<<static_cast<unsigned>(ceil_div(p.n, rows_of_block)), kGemvThreads, 0, ctx.stream>>>(p);
+  launch(ctx, dot_kernel<W, X, tokens, rows, lanes, ahead, per_load>, static_cast<unsigned>(ceil_div(p.n, rows_of_block)), kGemvThreads, 0, p);
   return launched();
 }
 
 template <class T, int halves, int tiles, int ahead, int warps>
 const char* launch_mma_rows(Context& ctx, const GemvArgs& p) {
-  mma_rows_kernel<T, halves, tiles, ahead, warps><<<static_cast<unsigned>(ceil_div(p.n, tiles * 8)), 32 * warps, 0, ctx.stream>>>(p);
+  launch(ctx, mma_rows_kernel<T, halves, tiles, ahead, warps>, static_cast<unsigned>(ceil_div(p.n, tiles * 8)), 32 * warps, 0, p);
   return launched();
 }
 

@@ -32,7 +32,7 @@ const char* mma_gemm(Context& ctx, const Gemm& g);
 // simt.cu: f32 operands; any result.
 const char* simt_gemm(Context& ctx, const Gemm& g);
 
-// convert.cu: dst = src in another dtype and with another row distance.
+// convert.cu: dst = src in another dtype and with another row distance ld_dst >= cols; what is between its rows becomes zero.
 const char* convert(Context& ctx, const void* src, DType from, int64_t ld_src, void* dst, DType to, int64_t ld_dst, int64_t rows, int64_t cols);
 // c = alpha * sums + beta * c + bias; `sums` f32 [m, n] dense, null = zeros.
 const char* finish(Context& ctx, const Gemm& g, const float* sums);

@@ -1,6 +1,6 @@
 // Standalone check of sample and apply_penalties against the CPU's definition (a full sort, sums in double) on vocabularies of odd sizes and
 // rows made to be awkward: ties, one value only, -inf, extreme temperatures; the same bits twice; then timings. Link it with
-// native/cuda/sample*.cu. Arguments: "check", "time" or "all".
+// native/cuda/sample*.cu. Arguments: "check", "time", "once" or "all".
 #include <algorithm>
 #include <map>
 #include <numeric>
@@ -271,10 +271,11 @@ void time_all(Context& ctx) {
 
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "all";
+  once = what == "once";
   Context ctx = make_context();
   sampler = kernel_of(cuda_sample, cuda_sample_count, op_sample);
   penalizer = kernel_of(cuda_sample, cuda_sample_count, op_apply_penalties);
-  if (what != "time") {
+  if (what == "check" || what == "all") {
     check_penalties(ctx);
     check_sampler(ctx);
   }

@@ -112,10 +112,13 @@ void run_op(Context& ctx, CudaKernel kernel, int op, std::vector<View> in, std::
   }
 }
 
+bool once = false;  // run each timed call once and print no time: for a profiler
+
 // Microseconds of one call in a replayed graph of `calls` calls; call i gets i. Run once before: nothing may be allocated in a capture.
 float time_graph(Context& ctx, int calls, const std::function<void(int)>& call) {
   call(0);
   CHECK(cudaStreamSynchronize(ctx.stream));
+  if (once) return 0;
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   CHECK(cudaStreamBeginCapture(ctx.stream, cudaStreamCaptureModeRelaxed));

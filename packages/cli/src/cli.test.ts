@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { tinyModel } from "@llm/testing";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { runCli } from "./run.js";
+import { type Finished, llm, records } from "../test/run-llm.js";
 
 const root = fileURLToPath(new URL("../../../", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "llm-cli-"));
@@ -32,29 +32,7 @@ beforeAll(async () => {
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-interface Finished {
-  code: number | null;
-  stdout: string;
-  stderr: string;
-}
-
 const split = (line: string): string[] => line.split(" ");
-
-/** Runs a command in this process. */
-async function llm(...words: string[]): Promise<Finished> {
-  const written = { stdout: "", stderr: "" };
-  const spies = (["stdout", "stderr"] as const).map((name) =>
-    vi.spyOn(process[name], "write").mockImplementation((chunk) => {
-      written[name] += String(chunk);
-      return true;
-    }),
-  );
-  try {
-    return { code: await runCli(words), ...written };
-  } finally {
-    for (const spy of spies) spy.mockRestore();
-  }
-}
 
 /** Starts a command in a process of its own, from the sources. */
 function start(
@@ -76,11 +54,6 @@ function start(
   return { child, finished: once(child, "close").then(([code]) => ({ code: code as number | null, ...written })) };
 }
 
-const records = (text: string): Record<string, unknown>[] =>
-  text
-    .split("\n")
-    .filter((line) => line.startsWith("{"))
-    .map((line) => JSON.parse(line) as Record<string, unknown>);
 const last = (text: string): Record<string, unknown> => records(text).at(-1)!;
 
 /** Git's name of a file: SHA-1 over its header and content. */
@@ -93,7 +66,20 @@ describe("usage", () => {
   test("--help lists the commands and the exit codes; a command's help has examples", async () => {
     const help = await llm("--help");
     expect(help).toMatchObject({ code: 0, stderr: "" });
-    for (const name of ["pull", "train", "merge", "quantize", "distill", "serve", "chat", "client", "eval", "doctor"])
+    for (const name of [
+      "pull",
+      "train",
+      "merge",
+      "quantize",
+      "distill",
+      "serve",
+      "chat",
+      "client",
+      "eval",
+      "doctor",
+      "top",
+      "bench",
+    ])
       expect(help.stdout).toMatch(new RegExp(`^  ${name} `, "m"));
     expect(help.stdout).toContain("Exit codes: 0 ok, 1 failure, 2 usage, 130 interrupted.");
     expect(await llm("help", "merge")).toEqual(await llm("merge", "--help"));
@@ -353,6 +339,28 @@ export default defineConfig({ model: "model", data, lora: { rank, targets: ["q_p
     expect((await llm("chat", at("model"), "hello", "--raw", "--max-tokens", "3")).code).toBe(0);
   });
 
+  test("--device goes to the model; one that cannot be used is one message, code 1", { timeout: 120_000 }, async () => {
+    const words = ["chat", "model", "hello", "--max-tokens", "2", "--ignore-eos", "--device"];
+    const nowhere = { LLM_CUDA_PLUGIN: "no-such-plugin.so" };
+    expect((await start([...words, "cpu"], { ...nowhere, LLM_DEVICE: "cuda" }).finished).code).toBe(0);
+    const refused = await start([...words, "cuda"], nowhere).finished;
+    expect(refused).toMatchObject({ code: 1, stdout: "" });
+    expect(refused.stderr).toMatch(/^error \[device\] cuda: [^\n]*no-such-plugin\.so\n$/);
+    for (const command of ["train", "merge", "quantize", "distill", "serve", "chat", "eval", "bench"])
+      expect((await llm(command, "--help")).stdout, command).toContain("--device <auto|cpu|cuda>");
+  });
+
+  test("a teacher on another device than its student is refused", { timeout: 120_000 }, async () => {
+    writeFileSync(
+      at("apart.config.mjs"),
+      `export default { model: "model", data: "train.jsonl", output: "never", distill: { teacher: "model", teacherLoad: { device: "cuda" } }, load: { device: "cpu" } };\n`,
+    );
+    expect(await start(["train", "apart.config.mjs"]).finished).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("expected the student's device, cpu, got cuda"),
+    });
+  });
+
   test("serve answers over HTTP, and SIGTERM ends it with code 0", { timeout: 120_000 }, async () => {
     const { child, finished } = start([
       "serve",
@@ -436,6 +444,21 @@ describe("the process", () => {
         Object.keys(report.native.kernels).filter((op) => report.native.kernels[op] === "scalar"),
       );
       expect(report.versions["@llm/cli"]).toMatch(/^\d/);
+      const nowhere = { LLM_CUDA_PLUGIN: "no-such-plugin.so", LLM_DEVICE: "" };
+      const plain = await start(["doctor"], nowhere).finished;
+      expect(plain).toMatchObject({ code: 0, stderr: "" });
+      expect(plain.stdout).toMatch(
+        /^gpu +none: \[device\] cuda: .*no such file no-such-plugin\.so\n +LLM_CUDA_PLUGIN/m,
+      );
+      expect(plain.stdout).toMatch(/^device +cpu /m);
+      const refused = await start(["doctor", "--json"], { ...nowhere, LLM_DEVICE: "cuda" }).finished;
+      expect(refused.code).toBe(0);
+      expect(JSON.parse(refused.stdout)).toMatchObject({
+        ok: true,
+        device: null,
+        deviceProblem: expect.stringContaining("no-such-plugin.so"),
+        cuda: { ok: false, plugin: null, problem: expect.stringContaining("no-such-plugin.so") },
+      });
       const without = await start(["doctor"], { LLM_NATIVE: "no-such-file.node" }).finished;
       expect(without.code).toBe(1);
       expect(without.stdout).toMatch(/native +missing\n[\s\S]*no-such-file\.node: no such file/);

@@ -62,4 +62,14 @@ export const commandList: readonly CommandEntry[] = [
     summary: "say what this machine offers and what is missing",
     load: async () => (await import("./commands/doctor.js")).doctor,
   },
+  {
+    name: "top",
+    summary: "show the GPUs and what runs on them, live",
+    load: async () => (await import("./commands/top.js")).top,
+  },
+  {
+    name: "bench",
+    summary: "measure this machine beside our recorded numbers",
+    load: async () => (await import("./commands/bench.js")).bench,
+  },
 ];

@@ -22,10 +22,23 @@ export interface Teaching {
   objective: ReturnType<typeof distillObjective>;
 }
 
-/** Loads the teacher and makes the objective. */
-export async function openTeacher(settings: DistillSettings): Promise<Teaching> {
+/**
+ * Loads the teacher and makes the objective.
+ * @param device  of the student: the teacher's too
+ * @throws {OptionsError} the settings name another for the teacher
+ */
+export async function openTeacher(
+  settings: DistillSettings,
+  device: LoadModelOptions["device"],
+  where: string,
+): Promise<Teaching> {
   const { teacher: name, teacherLoad, student: _student, ...options } = settings;
-  const teacher = await openModel(name, teacherLoad ?? {});
+  const own = teacherLoad?.device;
+  if (own !== undefined && own !== (device ?? "auto"))
+    throw new OptionsError(
+      `[${where}] distill.teacherLoad.device: expected the student's device, ${device ?? "auto"}, got ${own}; name it in load.device`,
+    );
+  const teacher = await openModel(name, { ...teacherLoad, ...(device === undefined ? {} : { device }) });
   return { teacher, objective: distillObjective({ ...options, teacher }) };
 }
 

@@ -24,7 +24,7 @@ export interface CudaFacts {
 export type CudaStatus =
   | {
       ok: true;
-      plugin: string;
+      plugin: string | null;
       name: string;
       /** "9.0" */
       computeCapability: string;
@@ -114,7 +114,7 @@ function gatherFacts(): CudaFacts {
 }
 
 /** What the plugin reported, in words and plain units. */
-export function describeCuda(report: CudaReport, plugin: string): CudaStatus {
+export function describeCuda(report: CudaReport, plugin: string | null): CudaStatus {
   return {
     ok: true,
     plugin,
@@ -148,7 +148,7 @@ export function deviceStatus(): DeviceStatus {
           problem: problem ?? "[device] cuda: the plugin is open and reports nothing",
           advice: cudaAdvice(facts, problem ?? ""),
         }
-      : describeCuda(report, facts.plugin ?? "");
+      : describeCuda(report, facts.plugin);
   try {
     return { device: defaultDevice(), cuda };
   } catch (error) {
@@ -164,17 +164,14 @@ export function deviceRows({ device, deviceProblem, cuda }: DeviceStatus): [name
     rows.push(
       ["gpu", `${cuda.name}, compute capability ${cuda.computeCapability}, ${cuda.multiprocessors} multiprocessors`],
       ["", `${formatBytes(cuda.memory.freeBytes)} free of ${formatBytes(cuda.memory.totalBytes)}`],
-      ["cuda", `driver ${cuda.driver}, runtime ${cuda.runtime}, plugin ${cuda.plugin}`],
+      ["cuda", `driver ${cuda.driver}, runtime ${cuda.runtime}`],
       ...cuda.libraries.map((line): [string, string] => ["", line]),
       ["", cuda.missingKernels.length === 0 ? "every op has a kernel" : `no kernel: ${cuda.missingKernels.join(", ")}`],
     );
   } else {
-    rows.push(
-      ["gpu", `none: ${cuda.problem}`],
-      ["", cuda.advice],
-    );
-    if (cuda.plugin !== null) rows.push(["", `plugin ${cuda.plugin}`]);
+    rows.push(["gpu", `none: ${cuda.problem}`], ["", cuda.advice]);
   }
+  if (cuda.plugin !== null) rows.push(["", `plugin ${cuda.plugin}`]);
   rows.push([
     "device",
     device === null ? `LLM_DEVICE cannot be used: ${deviceProblem!}` : `${device} (--device and LLM_DEVICE choose)`,

@@ -1,7 +1,7 @@
 /** Opens what a command line calls a model: a folder, a hub name, or a PEFT folder, whose base is loaded first. */
 import { existsSync, readFileSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
-import { FormatError, OptionsError } from "@llm/core";
+import { FormatError, OptionsError, setDefaultDevice } from "@llm/core";
 import { loadLora } from "@llm/lora";
 import { type CausalLM, loadModel, type LoadModelOptions } from "@llm/models";
 
@@ -26,8 +26,14 @@ function baseOf(folder: string): string {
   );
 }
 
-/** @param adapter  PEFT folder to attach @throws {LlmError} nothing there, or nothing that can be loaded */
+/**
+ * A device that is named (`--device`) is that of everything the command makes from here on, not of the weights alone.
+ * @param adapter  PEFT folder to attach
+ * @throws {LlmError} nothing there, or nothing that can be loaded
+ * @throws {DeviceError} a device that cannot be used
+ */
 export async function openModel(name: string, options: LoadModelOptions, adapter?: string): Promise<CausalLM> {
+  if (options.device !== undefined && options.device !== "auto") setDefaultDevice(options.device);
   if (!isAdapterFolder(name)) {
     const model = await loadModel(name, options);
     return adapter === undefined ? model : loadLora(model, adapter);

@@ -148,7 +148,7 @@ export async function runTraining({ config, preview: samples, where, signal, ter
   terminal.note(`loading ${[config.distill?.teacher, name].filter((part) => part !== undefined).join(" and ")}`);
   if (config.distill && config.train?.objective)
     throw new OptionsError(`[${where}] expected distill or train.objective, got both`);
-  const teaching = config.distill && (await openTeacher(config.distill));
+  const teaching = config.distill && (await openTeacher(config.distill, config.load?.device, where));
   const precision = config.train?.precision;
   const base =
     name === undefined

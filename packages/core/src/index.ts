@@ -38,14 +38,19 @@ export {
   type MemoryReport,
   type MemoryTag,
   nativeDoctor,
-  type ProfiledOp,
   setExecution,
   setMemoryLimit,
-  startProfile,
-  stopProfile,
   synchronize,
   trimMemory,
 } from "./native.js";
+export {
+  chromeTrace,
+  type ProfiledOp,
+  type ProfileSummary,
+  startProfile,
+  stopProfile,
+  summarizeProfile,
+} from "./profile.js";
 export {
   type Backward,
   type BackwardContext,

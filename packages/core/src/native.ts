@@ -17,7 +17,7 @@ import {
   ShapeError,
   UnsupportedError,
 } from "./errors.js";
-import { abi, opNames } from "./gen/ops.js";
+import { abi } from "./gen/ops.js";
 import { Tensor } from "./tensor.js";
 
 /** What memory is used for; appears in memory reports and out-of-memory messages. Order is shared with native/core/memory.h. */
@@ -298,6 +298,11 @@ export const nativePlan = {
   size: (plan: number): number => call((a) => a.planSize(plan)),
   free: (plan: number): void => call((a) => a.planFree(plan)),
 };
+export const nativeProfile = {
+  set: (on: boolean): void => call((a) => a.profile(on ? 1 : 0)),
+  /** Fills triples of op number, start and duration; returns how many. Waits for the GPU. */
+  read: (records: Float64Array): number => call((a) => a.profileRead(records)),
+};
 
 /** Waits until every queued command has run. @throws {NumericError} a command met bad data */
 export function synchronize(): void {
@@ -314,34 +319,9 @@ export function setMemoryLimit(bytes: number, device: Device = currentDevice()):
   call((a) => a.memoryLimit(devices.indexOf(device), bytes));
 }
 
-/** Gives cached blocks of a device (default the current one) back to the system. */
+/** Gives cached blocks of a device (default the current one) back to the system; `peakBytes` starts anew. */
 export function trimMemory(device: Device = currentDevice()): void {
   call((a) => a.memoryTrim(devices.indexOf(device)));
-}
-
-/** One command's time on the GPU. */
-export interface ProfiledOp {
-  op: string;
-  /** Microseconds since the profile started. */
-  startUs: number;
-  durationUs: number;
-}
-
-/** Starts to time every command on the GPU (two events a command; Plans are not taken apart). @throws {DeviceError} no GPU is open */
-export function startProfile(): void {
-  call((a) => a.profile(1));
-}
-
-/** Ends the profile and returns its records in order. Waits for the GPU. @throws {DeviceError} no GPU is open */
-export function stopProfile(): ProfiledOp[] {
-  const records = new Float64Array(3 << 18);
-  const count = call((a) => a.profileRead(records));
-  call((a) => a.profile(0));
-  return Array.from({ length: count }, (_, i) => ({
-    op: opNames[records[3 * i]!]!,
-    startUs: records[3 * i + 1]!,
-    durationUs: records[3 * i + 2]!,
-  }));
 }
 
 /**

@@ -71,10 +71,11 @@ export function createStudent(teacher: CausalLM, options: CreateStudentOptions =
   if (Array.isArray(types) && types.length !== layers)
     config["layer_types"] = chosenLayers(types.length, layers).map((i) => types[i]);
   const dtype = o.dtype ?? (teacher.dtype === "bf16" ? "bf16" : "f32");
-  if (o.init === "random") return createModel(config, teacher.tokenizer, { seed: o.seed, dtype });
+  if (o.init === "random")
+    return createModel(config, teacher.tokenizer, { seed: o.seed, dtype, device: teacher.device });
 
   // Weights are all overwritten: none need to be drawn.
-  const student = createModel(config, teacher.tokenizer, { dtype, initStd: 0 });
+  const student = createModel(config, teacher.tokenizer, { dtype, initStd: 0, device: teacher.device });
   const [a, b] = [teacher.spec, student.spec];
   const widths = [
     "vocabSize",

@@ -11,3 +11,4 @@ export {
 export { saveLora } from "./save.js";
 export { loadLora } from "./load.js";
 export { mergeLora } from "./merge.js";
+export { quantizeNf4, QuantizeNf4Options } from "./nf4.js";

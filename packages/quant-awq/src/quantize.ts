@@ -3,6 +3,7 @@ import {
   Linear,
   native,
   noGrad,
+  onDevice,
   NumericError,
   OptionsError,
   parseOptions,
@@ -151,7 +152,7 @@ export async function quantize(model: CausalLM, options: QuantizeOptions = {}): 
 function startChunks(decoder: Decoder, blocks: readonly CalibrationBlock[]): Chunk[] {
   return noGrad(() =>
     blocks.map((b) => {
-      const inputs = createInputs(b.ids_T, b.positions_T, b.cuSeqlens_B1);
+      const inputs = onDevice(decoder.device, () => createInputs(b.ids_T, b.positions_T, b.cuSeqlens_B1));
       const x = scope(() => {
         const embedded = embedding(inputs.ids_T, decoder.embed.weight);
         return embedded.dtype === "f32" ? embedded : native.cast(embedded, 0);

@@ -60,6 +60,7 @@ export const distill = defineCommand({
       schema: LoadModelOptions,
       docs: "models.LoadModelOptions",
       prefix: "teacher",
+      omit: { device: "the student's, --device" },
     },
   },
   examples: [

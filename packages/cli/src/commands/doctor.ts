@@ -166,10 +166,9 @@ export const doctor = defineCommand({
               ...(scalar.length === 0 ? [] : [dim("  these ops run the scalar reference:"), dim(wrap(scalar, "  "))]),
             ]
           : [row("native", red("missing")), missing!.replace(/^/gm, "  ")]),
-        ...deviceRows(devices).map(([name, value]) => {
-          const shown = name === "gpu" && devices.cuda.ok ? `${green("ok")} ${value}` : value;
-          return row(name, name === "" || (name === "device" && devices.device !== null) ? dim(shown) : shown);
-        }),
+        ...deviceRows(devices).map(([name, value]) =>
+          row(name, name === "gpu" && devices.cuda.ok ? `${green("ok")} ${value}` : value),
+        ),
         row(
           "versions",
           Object.entries(report.versions)

@@ -1,7 +1,8 @@
-import { loadLora, mergeLora, MergeLoraOptions } from "@llm/lora";
-import { loadModel, LoadModelOptions, SaveModelOptions } from "@llm/models";
+import { mergeLora, MergeLoraOptions } from "@llm/lora";
+import { LoadModelOptions, SaveModelOptions } from "@llm/models";
 import * as v from "valibot";
 import { defineCommand } from "../define-command.js";
+import { openModel } from "../open-model.js";
 import { formatDuration } from "../terminal.js";
 
 export const MergeFlags = v.strictObject({
@@ -43,7 +44,7 @@ export const merge = defineCommand({
     const [base, adapter] = args as [string, string];
     const began = performance.now();
     terminal.note(`loading ${base} and ${adapter}`);
-    const model = await loadLora(await loadModel(base, load), adapter);
+    const model = await openModel(base, load, adapter);
     signal.throwIfAborted();
     terminal.note(`writing ${own.output}`);
     // A dense base is merged one tensor at a time while it is written.

@@ -2,6 +2,12 @@
 
 /** Schema ("package.Name") → dotted key → [what it is, default as text]. */
 export const descriptions: Readonly<Record<string, Readonly<Record<string, readonly [string, string?]>>>> = {
+  "cli.BenchFlags": {
+    only: ["Measure only these.", "all"],
+    quick: ["Fewer runs of each: less exact.", "false"],
+    device: ['Where to measure; "auto" takes a GPU when there is one.', '"auto"'],
+    json: ["Print JSON lines also on a terminal.", "false"],
+  },
   "cli.ChatFlags": {
     system: ["System message.", "none"],
     template: ["Chat template: chatml, llama3, qwen_chat … or Jinja source.", "the model's own"],
@@ -70,6 +76,10 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
       "PEFT folder. Alone: the model is served with it. As name=folder, any number of times: served under that name beside the model, on the same weights.",
     ],
     drainTimeoutMs: ["At SIGINT or SIGTERM: milliseconds that answers in progress may still take.", "30000"],
+  },
+  "cli.TopFlags": {
+    once: ["Print the state once and end.", "false"],
+    json: ["Print JSON lines also on a terminal.", "false"],
   },
   "cli.TrainFlags": {
     model: ["Folder or hub name of the model; a PEFT folder loads its base."],

@@ -4,7 +4,7 @@ import { type DType, dtypes } from "../dtype.js";
 import { ShapeError, UnsupportedError } from "../errors.js";
 import * as raw from "../gen/ops.js";
 import { scope } from "../memory.js";
-import { concatRows } from "../ops/elementwise.js";
+import { concatRows, reshape } from "../ops/elementwise.js";
 import { linear as linearOp, type LinearBase, type LowRank } from "../ops/linear.js";
 import type { Tensor } from "../tensor.js";
 
@@ -39,11 +39,13 @@ export interface Q8Storage {
   compute?: "exact" | "int8";
 }
 
-/** NF4 codes of the flattened weight in blocks, absmax per block in f32 (Dettmers et al. 2023, arXiv:2305.14314). */
+/** NF4 codes of the flattened weight in blocks, with the largest magnitude of each (Dettmers et al. 2023, arXiv:2305.14314). */
 export interface Nf4Storage {
   kind: "nf4";
+  /** u8 [N·C/2], first element in the high nibble. */
   q: Tensor;
-  absmax: Tensor;
+  /** f32 [blocks], or quantized itself ("double quantization", section 3): absmax = q · scales + offset. */
+  absmax: Tensor | { q: Tensor; scales: Tensor; offset: Tensor; group: number };
   block: number;
 }
 
@@ -199,7 +201,7 @@ export class Linear {
       case "q8":
         return raw.dequantizeQ8(s.q, s.scales, s.group, code(dtype));
       case "nf4":
-        return raw.dequantizeNf4(s.q, s.absmax, s.block, code(dtype), this.outFeatures, this.inFeatures);
+        return raw.dequantizeNf4(s.q, absmaxOf(s), s.block, code(dtype), this.outFeatures, this.inFeatures);
     }
   }
 
@@ -240,10 +242,17 @@ export class Linear {
                 ["q", s.q],
                 ["scales", s.scales],
               ]
-            : [
-                ["q", s.q],
-                ["absmax", s.absmax],
-              ];
+            : "isTensor" in s.absmax
+              ? [
+                  ["q", s.q],
+                  ["absmax", s.absmax],
+                ]
+              : [
+                  ["q", s.q],
+                  ["absmax.q", s.absmax.q],
+                  ["absmax.scales", s.absmax.scales],
+                  ["absmax.offset", s.absmax.offset],
+                ];
     if (this.bias) list.push(["bias", this.bias]);
     return list;
   }
@@ -258,6 +267,13 @@ export class Linear {
     this.packing.tensor?.dispose();
     this.packing.tensor = undefined;
   }
+}
+
+/** f32 [blocks] */
+function absmaxOf({ absmax }: Nf4Storage): Tensor {
+  if ("isTensor" in absmax) return absmax;
+  const { q, scales, offset, group } = absmax;
+  return reshape(raw.add(raw.dequantizeQ8(q, scales, group, code("f32")), offset), [q.size]);
 }
 
 function expectShape(name: string, tensor: Tensor, shape: readonly number[]): void {

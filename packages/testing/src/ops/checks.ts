@@ -1,5 +1,5 @@
 /** Properties of ops that no single call against a reference shows. */
-import { type DType, dtypes, empty, native, type Tensor, tensor } from "@llm/core";
+import { defaultDevice, type DType, dtypes, empty, native, type Tensor, tensor } from "@llm/core";
 import { philox4x32, uniform01 } from "@llm/models";
 import { fromTensor, makeNumbers, type Numbers, numbers, toTensor } from "./numbers.js";
 import type { OpCheck } from "./op-case.js";
@@ -203,12 +203,37 @@ const boundaries = (lengths: readonly number[]): Tensor => {
   return tensor(Int32Array.from([0, ...lengths.map((n) => (at += n))]));
 };
 
+/**
+ * Accepted difference between two attention kernels that sum in different orders, in parts of the largest number of a head's output. f32:
+ * a softmax and a sum of up to 70 terms in f32; 16 bits: each of the two rounds its result, and may round its probabilities before.
+ */
+const otherOrder = { f32: 2 ** -18, bf16: 2 ** -7, f16: 2 ** -9 } as const;
+
+/** Largest |a − b| over max |a| of its row (the last dim). NaN counts as infinite. */
+function rowDifference(a: Numbers, b: Numbers): number {
+  const width = a.shape.at(-1)!;
+  let worst = 0;
+  for (let at = 0; at < a.data.length; at += width) {
+    const row = a.data.subarray(at, at + width);
+    const largest = row.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    row.forEach((value, i) => {
+      const difference = Math.abs(value - b.data[at + i]!);
+      if (difference !== 0) worst = Math.max(worst, Number.isNaN(difference) ? Infinity : difference / largest);
+    });
+  }
+  return worst;
+}
+
+/**
+ * On the CPU both ops sum in the same order, so the bits are equal. On a GPU the paged kernel splits keys among blocks of threads and the
+ * packed one uses tensor cores in tiles of its own: there the difference is measured against `otherOrder`.
+ */
 const pagedIsContiguous: OpCheck = {
-  name: "paged_attention = attention, bit for bit, where the cache keeps every bit",
+  name: "paged_attention = attention where the cache keeps every bit: bit for bit on the CPU, but for the order of sums on a GPU",
   ops: ["paged_attention", "attention", "kv_append"],
   run() {
-    let wrong = 0;
-    let detail = "";
+    const exact = defaultDevice() === "cpu";
+    let [worst, detail] = [0, ""];
     for (const dtype of ["f32", "bf16", "f16"] as const)
       for (const [heads, keyHeads, width] of [
         [4, 2, 8],
@@ -246,11 +271,11 @@ const pagedIsContiguous: OpCheck = {
               width ** -0.5,
               window,
             );
-            const different = differentBits(o, p);
-            if (different > 0) detail ||= `${name}: ${different} bytes differ`;
-            wrong += different;
+            const error = exact ? differentBits(o, p) : rowDifference(fromTensor(o), fromTensor(p)) / otherOrder[dtype];
+            if (error > worst)
+              [worst, detail] = [error, `${name}: ${exact ? "bytes that differ" : "difference over what is accepted"}`];
           }
-    return { maxError: wrong, tolerance: 0, detail };
+    return { maxError: worst, tolerance: exact ? 0 : 1, detail };
   },
 };
 

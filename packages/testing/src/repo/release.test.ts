@@ -84,7 +84,11 @@ test("every published package has the same form", () => {
 });
 
 test("no published package runs a script at the user's install", () => {
-  const manifests = [...packages.map(({ folder }) => `packages/${folder}`), "native/npm/linux-x64", "native/npm/linux-x64-cuda"];
+  const manifests = [
+    ...packages.map(({ folder }) => `packages/${folder}`),
+    "native/npm/linux-x64",
+    "native/npm/linux-x64-cuda",
+  ];
   const violations = manifests.flatMap((folder) => {
     const scripts = (readManifest(folder) as { scripts?: Record<string, string> }).scripts ?? {};
     return Object.keys(scripts)
@@ -99,7 +103,12 @@ test("all packages carry one version, in one fixed group of the changesets", () 
   expect(config["fixed"]).toEqual([["@llm/*"]]);
   expect(config["access"]).toBe("public");
   expect(config["baseBranch"]).toBe("main");
-  const together = [...packages.map(({ folder }) => `packages/${folder}`), "native", "native/npm/linux-x64", "native/npm/linux-x64-cuda"];
+  const together = [
+    ...packages.map(({ folder }) => `packages/${folder}`),
+    "native",
+    "native/npm/linux-x64",
+    "native/npm/linux-x64-cuda",
+  ];
   const versions = together.map((folder) => `${readManifest(folder).version}  ${folder}`);
   const first = readManifest("packages/core").version;
   expectNone(
