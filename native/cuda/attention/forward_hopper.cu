@@ -71,7 +71,7 @@ static_assert(sizeof(Control<64>) <= 512 && sizeof(Control<128>) <= 512);
 [[maybe_unused]] __device__ unsigned pieces_taken, blocks_done;
 
 // The first lane's value: tells the compiler that the warp agrees on it, so that what depends on it stays in uniform registers.
-__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+[[maybe_unused]] __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 // Position in the ring of slots: goes round with the phase of the slots' barriers.
 template <int slots>
