@@ -15,7 +15,6 @@ struct DeviceInfo {
   int compute;            // 90 = compute capability 9.0
   int sms;                // streaming multiprocessors
   int driver, runtime;    // CUDA versions, 12040 = 12.4
-  uint64_t memory_bytes;  // of the card
   char libraries[2048];   // one line a library: name, version and path, or why it is missing
 };
 
@@ -27,12 +26,10 @@ struct PluginApi {
   void (*memory_info)(uint64_t* free_bytes, uint64_t* total_bytes);
 
   // Address space and physical pages. Any thread.
-  uint64_t page_bytes;  // set by open(): granularity of map()
   const char* (*reserve)(uint64_t bytes, void** base);
-  const char* (*map)(void* at, uint64_t bytes);  // fails without side effects when the card is full
+  const char* (*map)(void* at, uint64_t bytes);  // multiples of 2 MiB; fails without side effects when the card is full
   void (*unmap)(void* at, uint64_t bytes);       // the same range as a map(); the device must be idle
   const char* (*pinned)(uint64_t bytes, void** block);
-  void (*unpinned)(void* block);
 
   const char* out_of_memory;  // what run() returns (this very pointer) when the card has no room for a kernel's scratch space
   const char* (*broken)();    // the error after which the device cannot be used any more, or null

@@ -76,10 +76,20 @@ inline const char* launched() {
 // Programmatic dependent launch, for the short kernels of decoding: a kernel started with launch() may take its place on the card while the
 // one before still runs. Its first statement is follow(): it lets the next kernel do the same and waits until everything before it has
 // finished and can be seen. Pointers of such a kernel must not be __restrict__: the compiler may move reads of them above the wait.
-__device__ inline void follow() {
+// Kernels that can do something useful in between call its two halves themselves. Without that kind of launch both do nothing.
+__device__ __forceinline__ void release_dependents() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void follow() {
+  release_dependents();
+  wait_for_previous();
 }
 template <class... P, class... A>
 inline void launch(const Context& ctx, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, A&&... args) {

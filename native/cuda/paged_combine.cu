@@ -10,7 +10,7 @@ constexpr int kWarps = 8, kColumns = 128;
 template <int kRowWarps>
 __global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const PagedWork w) {
   __shared__ float sums[kWarps][kRowWarps > 1 ? kColumns : 1];
-  wait_for_previous_kernel();
+  wait_for_previous();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, part = warp % kRowWarps;
   const int64_t rows = static_cast<int64_t>(w.units) * a.heads, at = static_cast<int64_t>(blockIdx.x) * (kWarps / kRowWarps) + warp / kRowWarps;
   const bool inside = at < rows;
@@ -89,24 +89,16 @@ __global__ void __launch_bounds__(32 * kWarps) combine(const PagedArgs a, const 
 }
 
 template <int kRowWarps>
-const char* launch(Context& ctx, const PagedArgs& a, const PagedWork& w) {
-  cudaLaunchAttribute early{};  // its blocks may be placed before the first half is over: they wait for that themselves
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t c{};
-  c.gridDim = dim3(static_cast<unsigned>(ceil_div(static_cast<int64_t>(w.units) * a.heads, kWarps / kRowWarps)));
-  c.blockDim = dim3(32 * kWarps);
-  c.stream = ctx.stream;
-  c.attrs = &early;
-  c.numAttrs = ctx.arch >= 90 ? 1 : 0;
-  const cudaError_t e = cudaLaunchKernelEx(&c, combine<kRowWarps>, a, w);
-  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+const char* launch_combine(Context& ctx, const PagedArgs& a, const PagedWork& w) {
+  const int64_t blocks = ceil_div(static_cast<int64_t>(w.units) * a.heads, kWarps / kRowWarps);
+  launch(ctx, combine<kRowWarps>, static_cast<unsigned>(blocks), 32 * kWarps, 0, a, w);
+  return launched();
 }
 
 }  // namespace
 
 const char* combine_partials(Context& ctx, const PagedArgs& a, const PagedWork& w) {
-  return static_cast<int64_t>(w.units) * a.heads < int64_t{8} * ctx.sms ? launch<8>(ctx, a, w) : launch<2>(ctx, a, w);
+  return static_cast<int64_t>(w.units) * a.heads < int64_t{8} * ctx.sms ? launch_combine<8>(ctx, a, w) : launch_combine<2>(ctx, a, w);
 }
 
 }  // namespace llm::cuda

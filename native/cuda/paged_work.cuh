@@ -131,19 +131,6 @@ __device__ inline void work_on(const PagedArgs& a, const PagedWork& w, int* pref
   }
 }
 
-// Two kernels of one op in a row (Hopper and later): the first lets the second take its place on the card early; the second waits for the end
-// of the first before it touches memory.
-__device__ __forceinline__ void release_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // Folds partial results into outputs. After work_on(), with the same arguments.
 const char* combine_partials(Context& ctx, const PagedArgs& a, const PagedWork& w);
 

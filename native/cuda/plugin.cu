@@ -21,7 +21,7 @@ namespace llm::cuda {
 namespace {
 
 constexpr char kNoRoom[] = "the card has no room for scratch memory";
-constexpr size_t kScratchReserve = size_t{1} << 38, kScratchChunk = size_t{32} << 20;
+constexpr size_t kScratchReserve = size_t{1} << 38, kScratchChunk = size_t{32} << 20, kSmallestMap = size_t{2} << 20;
 
 struct Driver {
   CUresult (*address_reserve)(CUdeviceptr*, size_t, size_t, CUdeviceptr, unsigned long long);
@@ -122,8 +122,6 @@ const char* reserve(uint64_t bytes, void** base) {
   return nullptr;
 }
 
-PluginApi& api();
-
 const char* open(int card) {
   State& s = state();
   int count = 0;
@@ -158,8 +156,8 @@ const char* open(int card) {
   s.where.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
   s.where.location.id = card;
   size_t granularity = 0;
-  if (d.granularity(&granularity, &s.where, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) != CUDA_SUCCESS) return "cuMemGetAllocationGranularity failed";
-  api().page_bytes = granularity;
+  if (d.granularity(&granularity, &s.where, CU_MEM_ALLOC_GRANULARITY_MINIMUM) != CUDA_SUCCESS) return "cuMemGetAllocationGranularity failed";
+  if (kScratchChunk % granularity != 0 || kSmallestMap % granularity != 0) return "memory pages larger than 2 MiB are not supported";
 
   Context& c = s.ctx;
   c.sms = p.multiProcessorCount;
@@ -201,7 +199,6 @@ void info(DeviceInfo* to) {
   to->sms = state().ctx.sms;
   cudaDriverGetVersion(&to->driver);
   cudaRuntimeGetVersion(&to->runtime);
-  to->memory_bytes = p.totalGlobalMem;
   snprintf(to->libraries, sizeof to->libraries, "%s", library_report());
 }
 
@@ -217,8 +214,6 @@ const char* pinned(uint64_t bytes, void** block) {
   enter();
   return text(cudaHostAlloc(block, bytes, cudaHostAllocDefault));
 }
-
-void unpinned(void* block) { cudaFreeHost(block); }
 
 // An error of a launch is gone with the asking; one of the device stays.
 const char* failed(const char* why) {
@@ -372,7 +367,7 @@ int profile_read(ProfileRecord* to, int n) {
 }
 
 PluginApi& api() {
-  static PluginApi a = {kPluginAbi, kAbi, open,  info,       memory_info, 0,     reserve, map,         unmap,       pinned, unpinned,      kNoRoom, broken,
+  static PluginApi a = {kPluginAbi, kAbi, open,  info,       memory_info, reserve, map,         unmap,       pinned, kNoRoom, broken,
                         has,        run,  upload, copy,      download,    take_fault, fault_of, record, wait,       drop,   synchronize, capture_begin, capture_end, launch,
                         drop_graph, scratch_bytes, profile, profile_read};
   return a;

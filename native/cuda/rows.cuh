@@ -43,7 +43,7 @@ struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Span {
 
   // What moves at a time.
   static constexpr int bytes = static_cast<int>(sizeof(T)) * V, pieces = bytes < 16 ? 1 : bytes / 16;
-  using Piece = std::conditional_t<bytes >= 16, uint4, std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
+  using Piece = std::conditional_t<bytes >= 16, uint4, std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, std::conditional_t<bytes == 2, uint16_t, uint8_t>>>>;
 
   __device__ static Span load(const T* p) {
     Span s;

@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1) pass_kernel(const Problem p, cons
     mbar_init_fence();
   }
   __syncthreads();
-  let_next_start();
+  release_dependents();
   wait_for_previous();
   if (warpgroup == 0) {
     registers_shrink<kProducerRegisters>();

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 1) spilled_kernel(const Problem p, c
     mbar_init_fence();
   }
   __syncthreads();
-  let_next_start();
+  release_dependents();
   wait_for_previous();
   const Division& division = *plan.division;
   const int group = p.heads / p.key_heads, first_head = round.number * division.groups * group;

@@ -240,7 +240,7 @@ __device__ void deltas(const Problem& p, const Plan& plan, float lse_factor, int
 template <class T, int kPack, int kLanes>
 __global__ void __launch_bounds__(kThreads, 2) plan_kernel(Problem p, Plan plan, int* bases, int key_rows, int query_rows, Limits limits,
                                                            float lse_factor, int* fault_word, int fault) {
-  ptx::let_next_start();
+  release_dependents();
   if (blockIdx.x == 0) list_all(p, plan, bases, key_rows, query_rows, limits, fault_word, fault);
   else deltas<T, kPack, kLanes>(p, plan, lse_factor, blockIdx.x - 1, gridDim.x - 1);
 }
