@@ -366,8 +366,8 @@ int profile_read(ProfileRecord* to, int n) {
   return count;
 }
 
-PluginApi& api() {
-  static PluginApi a = {kPluginAbi, kAbi, open,  info,       memory_info, reserve, map,         unmap,       pinned, kNoRoom, broken,
+const PluginApi& api() {
+  static const PluginApi a = {kPluginAbi, kAbi, open,  info,       memory_info, reserve, map,         unmap,       pinned, kNoRoom, broken,
                         has,        run,  upload, copy,      download,    take_fault, fault_of, record, wait,       drop,   synchronize, capture_begin, capture_end, launch,
                         drop_graph, scratch_bytes, profile, profile_read};
   return a;
