@@ -16,8 +16,8 @@ const distance = (a: Float32Array, b: Float32Array): number => {
   return a.reduce((m, x, i) => Math.max(m, Math.abs(x - b[i]!)), 0) / most;
 };
 
-it("weights in NF4 stay within half a step of the widest gap; scales in 8 bits add little", async () => {
-  const model = await tinyModel();
+it("weights in NF4 stay within half a step of the widest gap; scales in 8 bits add little", () => {
+  const model = tinyModel();
   const plain = quantizeNf4(model, { doubleQuantization: false });
   const nested = quantizeNf4(model);
   noGrad(() =>
@@ -42,8 +42,8 @@ it("weights in NF4 stay within half a step of the widest gap; scales in 8 bits a
     expect(linear.storageBytes).toBeLessThan(linear.outFeatures * linear.inFeatures * 4);
 });
 
-it("adapters train on the frozen base: they get gradients, it gets none", async () => {
-  const model = applyLora(quantizeNf4(await tinyModel(), { release: true }), { rank: 4 });
+it("adapters train on the frozen base: they get gradients, it gets none", () => {
+  const model = applyLora(quantizeNf4(tinyModel(), { release: true }), { rank: 4 });
   scope(() => {
     const labels = tensor(Int32Array.from(ids, (_, t) => ids[t + 1] ?? -100));
     backward(linearCrossEntropy(model.hidden(batch), model.decoder.headFor(), labels).loss);
@@ -55,7 +55,7 @@ it("adapters train on the frozen base: they get gradients, it gets none", async 
   for (const [name, norm] of norms) expect(norm > 0, name).toBe(name.includes("lora_B"));
 });
 
-it("refuses a block of an odd length", async () => {
-  const model = await tinyModel();
+it("refuses a block of an odd length", () => {
+  const model = tinyModel();
   expect(() => quantizeNf4(model, { block: 31 })).toThrow(/block/);
 });
