@@ -25,6 +25,8 @@ export interface TrainConfig {
   lora?: boolean | LoraOptions;
   /** PEFT folder of an adapter to go on training. */
   adapter?: string;
+  /** Keep the frozen base in 4-bit NormalFloat with double quantization while an adapter trains on it: QLoRA. Absent: as loaded. */
+  quantizeBase?: "nf4";
   /** Follow a teacher instead of the labels alone. */
   distill?: DistillSettings;
   /** Folder that the adapter or the model is written to. */

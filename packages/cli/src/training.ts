@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { OptionsError } from "@llm/core";
 import { type Dataset, type DataSource, loadDataset, preview } from "@llm/data";
-import { adapterParameters, applyLora, loadLora, saveLora } from "@llm/lora";
+import { adapterParameters, applyLora, loadLora, quantizeNf4, saveLora } from "@llm/lora";
 import { type CausalLM, pullDataset } from "@llm/models";
 import { train, type TrainOptions } from "@llm/parallel";
 import type { TrainConfig } from "./define-config.js";
@@ -131,7 +131,8 @@ export interface TrainingRun {
  * @throws {OptionsError} something needed is missing, or settings that do not fit together
  */
 export async function runTraining({ config, preview: samples, where, signal, terminal }: TrainingRun): Promise<void> {
-  const { model: name, output, lora, adapter } = config;
+  const { model: name, output, lora, adapter, quantizeBase } = config;
+  const isAdapter = adapter !== undefined || (lora !== undefined && lora !== false);
   const needed: ("model" | "data" | "output")[] = [
     ...(config.distill ? [] : (["model"] as const)),
     "data",
@@ -144,6 +145,10 @@ export async function runTraining({ config, preview: samples, where, signal, ter
     );
   if (lora !== undefined && lora !== false && adapter !== undefined)
     throw new OptionsError(`[${where}] expected lora (a new adapter) or adapter (one to go on with), got both`);
+  if (quantizeBase !== undefined && !isAdapter)
+    throw new OptionsError(
+      `[${where}] quantizeBase: expected lora or adapter beside it; weights in 4 bits do not train`,
+    );
 
   terminal.note(`loading ${[config.distill?.teacher, name].filter((part) => part !== undefined).join(" and ")}`);
   if (config.distill && config.train?.objective)
@@ -160,13 +165,13 @@ export async function runTraining({ config, preview: samples, where, signal, ter
     terminal.print(`${preview(prepared.data, samples, { color: terminal.colors.isColorSupported })}\n`);
     return;
   }
-  const isAdapter = adapter !== undefined || (lora !== undefined && lora !== false);
+  const frozen = quantizeBase === undefined ? base : quantizeNf4(base, { release: true });
   const model =
     adapter !== undefined
-      ? await loadLora(base, adapter, { trainable: true })
+      ? await loadLora(frozen, adapter, { trainable: true })
       : isAdapter
-        ? applyLora(base, lora === true ? {} : (lora as object))
-        : base;
+        ? applyLora(frozen, lora === true ? {} : (lora as object))
+        : frozen;
   const options = trainOptions(config, output!, model, prepared, where, signal);
   if (teaching) options.objective = teaching.objective;
 

@@ -537,6 +537,31 @@ describe("checkpoint", () => {
   });
 });
 
+describe("outputs that are made again", () => {
+  it("a block holds neither the norm's nor the gate's output between forward and backward", () => {
+    const [T, H, F] = [64, 128, 256];
+    const norm = leaf([H], "norm");
+    const gateUp = leaf([2 * F, H], "gateUp");
+    const down = leaf([H, F], "down");
+    const first = leaf([T, H], "x");
+    scope(() => {
+      synchronize();
+      const before = memory().liveBytes;
+      const y = scope(() => {
+        const normed = rmsNorm(first, norm, 1e-6);
+        return linear(swiglu(linear(normed, { weight: gateUp, bias: null })), { weight: down, bias: null });
+      });
+      synchronize();
+      // The gate's input, the result, and what the norm keeps of each row; T*H and T*F more would be the outputs themselves.
+      const floats = (memory().liveBytes - before) / 4;
+      expect(floats).toBeGreaterThanOrEqual(T * 2 * F + T * H);
+      expect(floats).toBeLessThan(T * 2 * F + T * H + 0.5 * T * H);
+      backward(sum(y));
+    });
+    for (const t of [norm, gateUp, down, first]) expect(t.grad).toBeDefined();
+  });
+});
+
 describe("memory of graphs", () => {
   const w = leaf([8, 8], "graph");
   const forward = (): Tensor =>

@@ -24,6 +24,8 @@ export const TrainFlags = v.strictObject({
   lora: v.optional(v.boolean()),
   /** PEFT folder of an adapter to go on training. */
   adapter: v.optional(text),
+  /** Keep the frozen base in 4-bit NormalFloat while the adapter trains: QLoRA. */
+  quantizeBase: v.optional(v.picklist(["nf4"])),
   /** Data to measure the loss on that is not trained on. Give it once per file. */
   evaluationData: v.optional(v.array(text)),
   /** Share of the training data's rows kept for evaluation instead. In (0, 1). */
@@ -120,6 +122,10 @@ export const train = defineCommand({
     [
       "llm train --model ./model --data train.jsonl --format alpaca --lora-rank 16 --epochs 3 --output ./adapter",
       "LoRA",
+    ],
+    [
+      "llm train --model ./model --data train.jsonl --lora-rank 64 --quantize-base nf4 --checkpointing --output ./adapter",
+      "QLoRA: a quarter of the memory for the weights",
     ],
     [
       "llm train --model ./model --data text.txt --batch-tokens 4096 --checkpoint-every 500 --resume --output ./tuned",
