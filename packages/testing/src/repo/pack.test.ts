@@ -17,6 +17,9 @@ import { packSnippets } from "./pack-snippets.js";
 import { expectNone, expectSuccess, publicPackages, readManifest, requireBuild, root, runNode } from "./workspace.js";
 
 const native = "native/npm/linux-x64";
+/** The CUDA plugin's package: only where it was built. */
+const plugin = "native/npm/linux-x64-cuda";
+const natives = existsSync(join(root, plugin, "libllm_cuda.so")) ? [native, plugin] : [native];
 const temporary = mkdtempSync(join(tmpdir(), "llm-pack-"));
 const project = join(temporary, "project");
 const onlyNode = join(temporary, "bin");
@@ -52,7 +55,7 @@ function install(): Promise<Tarball[]> {
     mkdirSync(project);
     mkdirSync(onlyNode);
     symlinkSync(process.execPath, join(onlyNode, "node"));
-    const folders = [...publicPackages.map(({ folder }) => `packages/${folder}`), native];
+    const folders = [...publicPackages.map(({ folder }) => `packages/${folder}`), ...natives];
     const packed = await promisify(execFile)(
       process.execPath,
       [
@@ -114,14 +117,15 @@ test(
   async (context) => {
     const tarballs = await setUp(context);
     expect(tarballs.map(({ name }) => name).sort()).toEqual(
-      [...publicPackages.map(({ name }) => name), readManifest(native).name].sort(),
+      [...publicPackages.map(({ name }) => name), ...natives.map((folder) => readManifest(folder).name)].sort(),
     );
     const violations = tarballs.flatMap(({ name, files }) => {
       const paths = files.map(({ path }) => path);
-      const wanted = name.startsWith("@llm/native-")
-        ? ["llm.node", "LICENSE"]
-        : ["dist/index.js", "dist/index.d.ts", "LICENSE"];
-      const allowed = /^(package\.json|README\.md|LICENSE|llm\.node|dist\/.*(?<!\.test)\.(js|d\.ts|html|css))$/;
+      const library = natives.map(readManifest).find((manifest) => manifest.name === name)?.main;
+      const wanted = ["LICENSE", ...(library ? [library] : ["dist/index.js", "dist/index.d.ts"])];
+      const allowed = library
+        ? new RegExp(`^(package\\.json|LICENSE|${library})$`)
+        : /^(package\.json|README\.md|LICENSE|dist\/.*(?<!\.test)\.(js|d\.ts|html|css))$/;
       return [
         ...wanted.filter((path) => !paths.includes(path)).map((path) => `${name}: ${path} is missing`),
         ...paths.filter((path) => !allowed.test(path)).map((path) => `${name}: ${path} should not be there`),
@@ -203,6 +207,21 @@ test.for(["nodenext", "bundler"])(
     });
     expectSuccess("tsc", finished);
   },
+);
+
+test(
+  "the installed CUDA plugin is found, and opens or says what the machine lacks",
+  async (context) => {
+    if (!natives.includes(plugin)) context.skip("the CUDA plugin was not built");
+    await setUp(context);
+    const code = `import { cudaProblem, tensor } from "@llm/core";
+    const problem = cudaProblem();
+    console.log(problem ?? "open", (await tensor([1, 2]).data()).join());`;
+    const finished = await runNode(["--input-type=module", "--eval", code], { cwd: project, env: bareEnvironment });
+    expectSuccess("asking for the GPU", finished);
+    expect(finished.stdout).toMatch(/^(open|\[device\] cuda: .*(libcuda|driver|GPU).*) 1,2\n$/);
+  },
+  limit,
 );
 
 test(

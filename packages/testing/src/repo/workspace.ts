@@ -7,6 +7,7 @@ export const root: string = fileURLToPath(new URL("../../../../", import.meta.ur
 
 /** The parts of a package.json that the repository's rules read. */
 export interface Manifest {
+  readonly main?: string;
   readonly name: string;
   readonly version: string;
   readonly private?: boolean;
