@@ -1,52 +1,60 @@
-/** Training batches of the base model: packed lines, a pure function of seed and step. */
+/** Training batches of the base model: packed documents, a pure function of seed and progress. */
 import type { TokenBatch, Tokenizer } from "@llm/models";
-import { aside, createRandom, listLine, type PlainLine, plainLine } from "./sums.js";
+import { createRandom, type PlainLine, plainLine, type Random, randomList } from "./sums.js";
 
-/** Share of the loss that the given part of a line gets; the following part has 1. */
+/** Share of the loss that what is given gets; what follows from it has 1. */
 const promptWeight = 0.1;
 
-/** What a phase of the training shows more or less of. */
-export interface Phase {
-  /** One line in so many is put as a chat, half of those with something else below the question. */
-  chatEvery: number;
-  /** One line in so many looks something up in a list, besides those among the plain lines. */
-  listEvery: number;
-  /** Where a line is cut at a space, the space belongs to what follows, as in text that is written freely. */
-  spaceFollows: boolean;
-  /** The numbers of a list differ little. */
-  nearLists: boolean;
+/** Numbers in lists stay below this: short ones first, because looking up is learned on them much sooner. */
+function listLimit(random: Random, progress: number): number {
+  const limits = [10, 100, 1000, 2000, 2000];
+  return random.pick(limits.slice(0, progress < 0.08 ? 1 : progress < 0.16 ? 2 : progress < 0.25 ? 3 : 5));
 }
 
-/** Mostly sums; then lists and conversations, cut as a chat will write them; then lists that must be read with care. */
-export const phases: readonly Phase[] = [
-  { chatEvery: 6, listEvery: Infinity, spaceFollows: false, nearLists: false },
-  { chatEvery: 3, listEvery: 3, spaceFollows: true, nearLists: false },
-  { chatEvery: 3, listEvery: 2, spaceFollows: true, nearLists: true },
-];
-
-function nextLine(random: ReturnType<typeof createRandom>, phase: Phase, heldOut: boolean): PlainLine {
-  let line =
-    phase.listEvery < Infinity && random.below(phase.listEvery) === 0
-      ? listLine(random, phase.nearLists)
-      : plainLine(random, heldOut);
-  if (phase.spaceFollows && line.prompt.endsWith(" "))
-    line = { prompt: line.prompt.slice(0, -1), completion: ` ${line.completion}` };
-  if (random.below(phase.chatEvery) > 0) return line;
-  const below = random.below(2) === 0 ? `\n${aside(random, phase.nearLists)}` : "";
-  return {
-    prompt: `<|im_start|>user\n${line.prompt}${below}<|im_end|>\n<|im_start|>assistant\n`,
-    completion: `${line.completion}<|im_end|>\n`,
-  };
+/** A list, then three to five lines: mostly which letter an entry has, some with what stands at a letter, some sums. */
+function listDocument(random: Random, progress: number): PlainLine[] {
+  const { text, entries } = randomList(random, listLimit(random, progress));
+  return Array.from({ length: 3 + random.below(3) }, (_, i) => {
+    const { letter, number } = random.pick(entries);
+    const line = [
+      () => plainLine(random),
+      () => ({ prompt: `${letter} is`, completion: ` ${number}.` }),
+      () => ({ prompt: `${number} is`, completion: ` ${letter}.` }),
+    ][Math.min(2, random.below(6))]!();
+    return { ...line, prompt: `${i === 0 ? `${text}\n` : ""}${line.prompt}` };
+  });
 }
 
-/** Packs fresh lines until `tokens` is reached; each line is a document of its own that ends with the end token. */
-export function baseBatch(
-  tokenizer: Tokenizer,
-  tokens: number,
-  seed: number,
-  phase: Phase,
-  heldOut = false,
-): TokenBatch {
+/** Below a sum in a conversation may stand a list or another sum. */
+function below(random: Random, progress: number): string {
+  if (random.below(2) === 0) return "";
+  if (random.below(2) === 0) return `\n${randomList(random, listLimit(random, progress)).text}`;
+  const { prompt, completion } = plainLine(random);
+  return `\n${prompt}${completion}`;
+}
+
+/** Lines that follow each other: as text, or as turns of a conversation (one document in four). */
+function document(random: Random, progress: number): PlainLine[] {
+  const chat = random.below(4) === 0;
+  let lines: PlainLine[];
+  if (random.next() < 0.3) lines = listDocument(random, progress).slice(0, chat ? 2 : undefined);
+  else {
+    const line = plainLine(random);
+    lines = [chat ? { ...line, prompt: line.prompt + below(random, progress) } : line];
+  }
+  return lines.map(({ prompt, completion }, i) => {
+    const gap = i === 0 ? "" : "\n";
+    return chat
+      ? {
+          prompt: `${gap}<|im_start|>user\n${prompt}<|im_end|>\n<|im_start|>assistant\n`,
+          completion: `${completion.trimStart()}<|im_end|>`,
+        }
+      : { prompt: `${gap}${prompt}`, completion };
+  });
+}
+
+/** Packs fresh documents, each with the end token, until `tokens` is reached. `progress` in [0, 1]: how much of the training is done. */
+export function baseBatch(tokenizer: Tokenizer, tokens: number, seed: number, progress: number): TokenBatch {
   const random = createRandom(seed);
   const ids: number[] = [];
   const labels: number[] = [];
@@ -54,16 +62,22 @@ export function baseBatch(
   const positions: number[] = [];
   const cu = [0];
   for (;;) {
-    const line = nextLine(random, phase, heldOut);
-    const prompt = tokenizer.encode(line.prompt, { addSpecialTokens: false });
-    const completion = tokenizer.encode(line.completion, { addSpecialTokens: false });
-    const all = [...prompt, ...completion, tokenizer.eosTokenId!];
+    const pieces = document(random, progress).flatMap(({ prompt, completion }) => [
+      { text: prompt, weight: promptWeight },
+      { text: completion, weight: 1 },
+    ]);
+    const all = pieces
+      .flatMap(({ text, weight }) =>
+        [...tokenizer.encode(text, { addSpecialTokens: false })].map((id) => ({ id, weight })),
+      )
+      .concat({ id: tokenizer.eosTokenId!, weight: 1 });
     if (ids.length + all.length > tokens) break;
-    all.forEach((id, i) => {
+    all.forEach(({ id }, i) => {
+      const next = all[i + 1];
       ids.push(id);
       positions.push(i);
-      labels.push(i + 1 < all.length ? all[i + 1]! : -100);
-      weights.push(i + 1 >= all.length ? 0 : i + 1 < prompt.length ? promptWeight : 1);
+      labels.push(next?.id ?? -100);
+      weights.push(next?.weight ?? 0);
     });
     cu.push(ids.length);
   }

@@ -21,7 +21,7 @@ export function createRandom(seed: number): {
   return { next, below, pick: (list) => list[below(list.length)]! };
 }
 
-type Random = ReturnType<typeof createRandom>;
+export type Random = ReturnType<typeof createRandom>;
 
 /** A sum that the base model never sees in training: one in twenty, chosen by the operands alone. */
 export function isHeldOut(a: number, b: number): boolean {
@@ -40,9 +40,9 @@ function operands(random: Random, heldOut: boolean): [number, number] {
 
 const english = [
   (a: number, b: number) => [`${a}+${b}=`, `${a + b}`],
-  (a: number, b: number) => [`${a} plus ${b} is `, `${a + b}.`],
-  (a: number, b: number) => [`The sum of ${a} and ${b} is `, `${a + b}.`],
-  (a: number, b: number) => [`Tom has ${a} apples and buys ${b} more. Now he has `, `${a + b} apples.`],
+  (a: number, b: number) => [`${a} plus ${b} is`, ` ${a + b}.`],
+  (a: number, b: number) => [`The sum of ${a} and ${b} is`, ` ${a + b}.`],
+  (a: number, b: number) => [`Tom has ${a} apples and buys ${b} more. Now he has`, ` ${a + b} apples.`],
 ] as const;
 
 const chinese = [
@@ -60,54 +60,57 @@ function wrongResult(random: Random, sum: number): number {
   }
 }
 
-/** One line of plain text: what is given and what follows from it. The base model learns the second part fully, the first a little. */
+/** A line of plain text: what is given and what follows from it. */
 export interface PlainLine {
   prompt: string;
   completion: string;
 }
 
-/** Three lettered numbers; with `near` they differ in a digit or a carry only, as the options of a question do. */
-function list(random: Random, near: boolean): { text: string; entries: Record<string, string> } {
-  const first = random.below(2000);
-  const [A, B, C] = [first, 0, 0].map((n, i) =>
-    String(i === 0 ? n : near ? wrongResult(random, first) : random.below(2000)),
-  ) as [string, string, string];
-  return { text: `A. ${A}\nB. ${B}\nC. ${C}`, entries: { A, B, C } };
-}
-
-/** What stands at a letter of a list, or which letter an entry has. */
-export function listLine(random: Random, near = false): PlainLine {
-  const { text, entries } = list(random, near);
-  const letter = random.pick(["A", "B", "C"]);
-  const entry = entries[letter]!;
-  return random.below(3) === 0
-    ? { prompt: `${text}\n${letter} is `, completion: `${entry}.` }
-    : { prompt: `${text}\n${entry} is `, completion: `${letter}.` };
-}
-
-/** Something else that may stand below a question in a conversation. */
-export function aside(random: Random, near = false): string {
-  if (random.below(2) === 0) return list(random, near).text;
-  const { prompt, completion } = plainLine(random);
-  return prompt + completion;
-}
-
-/** Plain sums, statements that are judged right or wrong (one line in eight), and lists to look things up in (one in eight). */
+/** A sum in one of the forms above, or (one line in eight) a statement about one that is judged right or wrong. */
 export function plainLine(random: Random, heldOut = false): PlainLine {
-  if (random.below(8) === 0) return listLine(random);
   const [a, b] = operands(random, heldOut);
   if (random.below(8) === 0) {
     const right = random.below(2) === 0;
     const said = right ? a + b : wrongResult(random, a + b);
-    const chineseLine = random.below(2) === 0;
-    return chineseLine
+    return random.below(2) === 0
       ? { prompt: `${a}+${b}=${said}，`, completion: right ? "对。" : `错，是${a + b}。` }
-      : { prompt: `${a}+${b}=${said}, `, completion: right ? "right." : `wrong, it is ${a + b}.` };
+      : { prompt: `${a}+${b}=${said},`, completion: right ? " right." : ` wrong, it is ${a + b}.` };
   }
   // Bare sums are half of the lines: they teach most per token.
   const form = random.below(2) === 0 ? english[0] : random.pick(random.below(2) === 0 ? english : chinese);
   const [prompt, completion] = form(a, b);
   return { prompt: prompt!, completion: completion! };
+}
+
+/** Lettered numbers, each on a line of its own. */
+export interface List {
+  text: string;
+  entries: readonly { letter: string; number: string }[];
+}
+
+/** Numbers under letters, all different. */
+export function lettered(numbers: readonly number[]): List {
+  const entries = numbers.map((number, i) => ({ letter: "ABCDEFGH"[i]!, number: String(number) }));
+  return { text: entries.map(({ letter, number }) => `${letter}. ${number}`).join("\n"), entries };
+}
+
+/** Two to eight numbers below `limit`; half of the lists with large numbers hold such that differ in a digit or a carry only. */
+export function randomList(random: Random, limit: number): List {
+  const near = limit > 100 && random.below(2) === 0;
+  const count = 2 + random.below(7);
+  const first = random.below(limit);
+  const numbers = new Set([first]);
+  while (numbers.size < count)
+    numbers.add(near && random.below(3) > 0 ? wrongResult(random, first) : random.below(limit));
+  return lettered(shuffled(random, [...numbers]));
+}
+
+function shuffled<T>(random: Random, list: T[]): T[] {
+  for (let i = list.length - 1; i > 0; i--) {
+    const j = random.below(i + 1);
+    [list[i], list[j]] = [list[j]!, list[i]!];
+  }
+  return list;
 }
 
 /** A question with three options; `answer` is the letter of the right one. */
@@ -128,11 +131,7 @@ export function question(random: Random, heldOut: boolean): Question {
   const sum = a + b;
   const wrong = new Set<number>();
   while (wrong.size < 2) wrong.add(wrongResult(random, sum));
-  const options = [sum, ...wrong].map(String);
-  for (let i = 2; i > 0; i--) {
-    const j = random.below(i + 1);
-    [options[i], options[j]] = [options[j]!, options[i]!];
-  }
+  const options = shuffled(random, [sum, ...wrong].map(String));
   const [A, B, C] = options as [string, string, string];
   return { question: `${a}+${b}=`, A, B, C, answer: (["A", "B", "C"] as const)[options.indexOf(String(sum))]! };
 }
