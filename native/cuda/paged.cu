@@ -103,12 +103,17 @@ const char* append_some(Context& ctx, const Append& p, DType cache) {
   });
 }
 
+// Scales and zero points are read in pairs.
+constexpr const char* kPairsExpected = "scales on an 8-byte boundary expected";
+bool pairs_aligned(const View& scales) { return reinterpret_cast<uintptr_t>(scales.data) % 8 == 0; }
+
 const char* kv_append(Context& ctx, const KernelArgs& k) {
   const View &cache = k.in[0], &x = k.in[2];
   const int64_t n = view_numel(x);
   if (n == 0) return nullptr;
   const int64_t tokens = x.shape[0], row = n / tokens, most = INT32_MAX / row;  // tokens of a launch
   if (most == 0) return "tokens of fewer than 2^31 elements expected";
+  if (cache.dtype == DType::i8 && !pairs_aligned(k.in[1])) return kPairsExpected;
   for (int64_t t = 0; t < tokens; t += most) {
     Append p{};
     p.x = x.data + t * x.stride[0] * static_cast<int64_t>(dtype_bytes(x.dtype));
@@ -142,6 +147,7 @@ const char* paged_attention(Context& ctx, const KernelArgs& k) {
   a.k = cache.data;
   a.v = k.in[2].data;
   if (cache.dtype == DType::i8) {
+    if (!pairs_aligned(k.in[3]) || !pairs_aligned(k.in[4])) return kPairsExpected;
     a.k_scales = data_of<const float2>(k.in[3]);
     a.v_scales = data_of<const float2>(k.in[4]);
   }

@@ -10,7 +10,7 @@
 //
 // i8: k = code s + m (code as signed, m = minimum + 128 s), so q k = s (q code) + m sum(q), and sum p v = sum (p s) code + sum p m. Codes
 // are exact in f16; queries are scaled to f16's range by a power of two; the running maximum includes log2 s, so that p s is at most 1.
-#include "cuda/attention/ptx.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/paged_codes.cuh"
 #include "cuda/paged_work.cuh"
 
@@ -94,7 +94,8 @@ struct Decoder {
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; i++) {
         const float2 x = unpack2<T>(q[i / 2][i % 2]);
-        largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+        const float a = fabsf(x.x), b = fabsf(x.y);  // an infinity or NaN spoils its own head alone
+        largest = fmaxf(largest, fmaxf(a < INFINITY ? a : 0.f, b < INFINITY ? b : 0.f));
       }
       largest = warp_max(largest);  // of all heads: f16 leaves room for their differences
       const QueryScale scale = query_scale(largest);

@@ -352,6 +352,7 @@ const char* linear(Context& ctx, const KernelArgs& k) {
   int64_t ldx = m == 1 ? p.k : view.stride[0];
   T* y = data_of<T>(k.out[0]);
   if (m == 0 || p.n == 0) return nullptr;
+  if (const char* why = p.misplaced()) return why;
   if (p.tiled && p.k > 0 && m <= kFewRows && p.n <= kMostPanels * 16 && p.k < kMostColumns) {
     if constexpr (sizeof(T) == 4) {
       const bf16* terms = prepared<T, bf16, 3>(ctx, x, ldx, m, p, round);

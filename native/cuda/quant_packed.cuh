@@ -25,6 +25,11 @@ struct Packed {
   const uint8_t* zeros;  // W4
 
   int64_t width() const { return bits == 4 ? 64 : 32; }
+  // Why it cannot be read here, or null: tiles are read 16 bytes at a time, plain scales 4.
+  const char* misplaced() const {
+    const auto at = reinterpret_cast<uintptr_t>(tiled ? static_cast<const void*>(q) : scales);
+    return at % (tiled ? 16 : 4) == 0 ? nullptr : "a packed weight on a 16-byte boundary expected";
+  }
   // `count` rows from row `first` on; both multiples of 16 unless it is the end.
   Packed rows(int64_t first, int64_t count) const {
     Packed p = *this;

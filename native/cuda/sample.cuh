@@ -4,7 +4,7 @@
 // weights are then exact in any order, so blocks may add up histograms with atomics and every run gives the same bits. Within 40 octaves
 // below the largest, each octave is cut into 64 bins; what lies further down has no mass (less than 2^-40 of the largest).
 #pragma once
-#include "cuda/attention/ptx.cuh"
+#include "cuda/ptx.cuh"
 
 namespace llm::cuda {
 
@@ -109,7 +109,7 @@ struct Weights {
       : largest(largest), bins(static_cast<float>(kBinsOfOctave * 1.4426950408889634 / temperature)), lift(lift), edges(edges) {}
 
   // How far below the largest, in bins; kBins or more (or NaN): without mass.
-  __device__ float depth(float x) const { return (largest - x) * bins; }
+  __device__ float depth(float x) const { return __fmul_rn(__fsub_rn(largest, x), bins); }  // the same in every kernel
   __device__ int bin(float x) const {
     const float d = depth(x);
     return d < kBins ? static_cast<int>(d) : kBins;

@@ -89,7 +89,7 @@ const char* apply_penalties(Context& ctx, const KernelArgs& k) {
   a.shared = a.capacity < kMostShared ? a.capacity : kMostShared;
   if (a.capacity > a.shared) a.tables = ctx.scratch_of<Entry>(static_cast<size_t>(rows) * a.capacity);
   const int bytes = static_cast<int>(a.shared * sizeof(Entry));
-  const cudaError_t e = cudaFuncSetAttribute(penalize, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t e = cudaFuncSetAttribute(penalize, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared * sizeof(Entry));
   if (e != cudaSuccess) return cudaGetErrorString(e);
   a.fault = ctx.fault_word;
   a.bad_length = ctx.code(Fault::history_length);

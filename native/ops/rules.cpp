@@ -409,6 +409,7 @@ bool fill_rules() {
   });
   set(op_linear_w4, [](Infer& c) {
     group_attr(c, c.attr[2]);
+    c.expect_attr(static_cast<int64_t>(c.attr[1]) % 2 == 0, "c must be even");
     linear_packed(c, packed_w4_bytes(static_cast<int64_t>(c.attr[0]), static_cast<int64_t>(c.attr[1]), static_cast<int64_t>(c.attr[2])));
   });
   set(op_quantize_q8, [](Infer& c) {

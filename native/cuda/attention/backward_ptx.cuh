@@ -1,6 +1,6 @@
 // Instructions of the attention gradient beyond those in ptx.cuh.
 #pragma once
-#include "cuda/attention/ptx.cuh"
+#include "cuda/ptx.cuh"
 
 namespace llm::cuda::ptx {
 

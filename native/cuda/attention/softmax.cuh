@@ -2,7 +2,7 @@
 // rows, s[4 j], s[4 j + 1] of the upper and s[4 j + 2], s[4 j + 3] of the lower, columns 8 j + 2 (lane % 4) + {0, 1}; the four lanes of a
 // quad hold a row together.
 #pragma once
-#include "cuda/attention/ptx.cuh"
+#include "cuda/ptx.cuh"
 
 namespace llm::cuda {
 

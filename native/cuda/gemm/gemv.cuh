@@ -9,7 +9,7 @@
 // Both end with sums over lanes and warps in a fixed order.
 #pragma once
 #include "cuda/gemm/epilogue.cuh"
-#include "cuda/gemm/ptx.cuh"
+#include "cuda/ptx.cuh"
 
 namespace llm::cuda {
 
@@ -54,7 +54,7 @@ __device__ inline void load_floats(const X* x, float (&to)[n]) {
     if constexpr (n == 1)
       load.from(x);
     else
-      load.v = __ldg(reinterpret_cast<const uint4*>(x) + i);
+      load.v = reinterpret_cast<const uint4*>(x)[i];
     float part[per];
     load.widen(part);
 #pragma unroll
@@ -156,11 +156,12 @@ __global__ __launch_bounds__(32 * warps) void mma_rows_kernel(const GemvArgs p) 
       uint4 vx[2] = {zeros, zeros};
 #pragma unroll
       for (int i = 0; i < halves; i++)
-        if (x[i] && k + a * step < p.k) vx[i] = __ldg(reinterpret_cast<const uint4*>(x[i] + k + a * step));
+        if (x[i] && k + a * step < p.k) vx[i] = *reinterpret_cast<const uint4*>(x[i] + k + a * step);
+      const uint32_t low[4] = {vx[0].x, vx[1].x, vx[0].y, vx[1].y}, high[4] = {vx[0].z, vx[1].z, vx[0].w, vx[1].w};
 #pragma unroll
       for (int i = 0; i < tiles; i++) {
-        ptx::mma<T>(sum[i], vx[0].x, vx[1].x, vx[0].y, vx[1].y, vw[a][i].x, vw[a][i].y);
-        ptx::mma<T>(sum[i], vx[0].z, vx[1].z, vx[0].w, vx[1].w, vw[a][i].z, vw[a][i].w);
+        ptx::mma16816<T>(sum[i], low, vw[a][i].x, vw[a][i].y);
+        ptx::mma16816<T>(sum[i], high, vw[a][i].z, vw[a][i].w);
       }
     }
   }

@@ -50,7 +50,7 @@ __global__ __launch_bounds__(kThreads, 2) void mma_kernel(const MmaArgs p) {
       fetch_tile<T, depth, !trans_a, kThreads>(buffer, a, p.lda, first_m, p.m, deep, p.k);
       fetch_tile<T, depth, trans_b, kThreads>(buffer + operand, b, p.ldb, first_n, p.n, deep, p.k);
     }
-    ptx::commit();  // an empty group keeps the count
+    ptx::cp_async_commit();  // an empty group keeps the count
   };
 
   float sum[4][8][4] = {};
@@ -58,7 +58,7 @@ __global__ __launch_bounds__(kThreads, 2) void mma_kernel(const MmaArgs p) {
   for (int s = 0; s < stages - 1; s++) start(s);
 
   for (int step = 0; step < steps; step++) {
-    ptx::wait<stages - 2>();
+    ptx::cp_async_wait<stages - 2>();
     __syncthreads();  // this step's tiles have landed for all threads, and all are done with the buffer that start() overwrites
     start(step + stages - 1);
     const uint32_t tile_a = base + (step % stages) * stage, tile_b = tile_a + operand;
@@ -73,14 +73,14 @@ __global__ __launch_bounds__(kThreads, 2) void mma_kernel(const MmaArgs p) {
         fragment_b<depth, trans_b>(fb, tile_b, warp_n + j * 16, inner);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          ptx::mma<T>(sum[i][j * 2], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[0], fb[1]);
-          ptx::mma<T>(sum[i][j * 2 + 1], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[2], fb[3]);
+          ptx::mma16816<T>(sum[i][j * 2], fa[i], fb[0], fb[1]);
+          ptx::mma16816<T>(sum[i][j * 2 + 1], fa[i], fb[2], fb[3]);
         }
       }
     }
   }
 
-  ptx::wait<0>();
+  ptx::cp_async_wait<0>();
   __syncthreads();  // the ring is free: the sums take its place
   float* tile = reinterpret_cast<float*>(shared);
 #pragma unroll

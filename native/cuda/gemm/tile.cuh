@@ -3,7 +3,7 @@
 // is; ldmatrix (with .trans for the second form) turns both into fragments. 16-byte pieces are swizzled within 128-byte lines so that the
 // eight rows of an ldmatrix lie in different banks.
 #pragma once
-#include "cuda/gemm/ptx.cuh"
+#include "cuda/ptx.cuh"
 
 namespace llm::cuda {
 
@@ -34,7 +34,7 @@ __device__ inline void fetch_tile(uint32_t tile, const T* x, int64_t ld, int64_t
 #pragma unroll
   for (int i = 0; i < kTile * depth / 8 / threads; i++) {
     const int valid = i * hop < left ? bytes : 0;
-    ptx::copy16(tile + piece_at<depth, depth_contiguous>(row + i * hop, piece), valid ? from : x, valid);
+    ptx::cp_async16(tile + piece_at<depth, depth_contiguous>(row + i * hop, piece), valid ? from : x, valid);
     from += hop * ld;
   }
 }
@@ -44,9 +44,9 @@ template <int depth, bool depth_contiguous>
 __device__ inline void fragment_a(uint32_t (&f)[4], uint32_t tile, int row, int inner) {
   const int lane = threadIdx.x & 31, eight = lane >> 3;
   if constexpr (depth_contiguous)
-    ptx::load_matrices(f, tile + piece_at<depth, true>(row + (lane & 15), inner * 2 + (lane >> 4)));
+    ptx::ldmatrix4(f, tile + piece_at<depth, true>(row + (lane & 15), inner * 2 + (lane >> 4)));
   else
-    ptx::load_matrices_transposed(f, tile + piece_at<depth, false>(inner * 16 + (eight >> 1) * 8 + (lane & 7), (row >> 3) + (eight & 1)));
+    ptx::ldmatrix4_trans(f, tile + piece_at<depth, false>(inner * 16 + (eight >> 1) * 8 + (lane & 7), (row >> 3) + (eight & 1)));
 }
 
 // Two fragments of B: 8 columns from `col` on in f[0], f[1] and the next 8 in f[2], f[3].
@@ -54,9 +54,9 @@ template <int depth, bool depth_contiguous>
 __device__ inline void fragment_b(uint32_t (&f)[4], uint32_t tile, int col, int inner) {
   const int lane = threadIdx.x & 31, eight = lane >> 3;
   if constexpr (depth_contiguous)
-    ptx::load_matrices(f, tile + piece_at<depth, true>(col + (eight >> 1) * 8 + (lane & 7), inner * 2 + (eight & 1)));
+    ptx::ldmatrix4(f, tile + piece_at<depth, true>(col + (eight >> 1) * 8 + (lane & 7), inner * 2 + (eight & 1)));
   else
-    ptx::load_matrices_transposed(f, tile + piece_at<depth, false>(inner * 16 + (eight & 1) * 8 + (lane & 7), (col >> 3) + (eight >> 1)));
+    ptx::ldmatrix4_trans(f, tile + piece_at<depth, false>(inner * 16 + (eight & 1) * 8 + (lane & 7), (col >> 3) + (eight >> 1)));
 }
 
 }  // namespace llm::cuda

@@ -38,7 +38,7 @@ __global__ __launch_bounds__(kThreads, 2) void update_kernel(const UpdateArgs p)
     fetch_tile<T, kDepth, true, kThreads>(tile_a + panel * kPanelBytes, static_cast<const T*>(p.a), p.lda, first_m, p.m, panel * kDepth, p.k);
     fetch_tile<T, kDepth, trans_b, kThreads>(tile_b + panel * kPanelBytes, static_cast<const T*>(p.b), p.ldb, first_n, p.n, panel * kDepth, p.k);
   }
-  ptx::commit();
+  ptx::cp_async_commit();
   // Pieces of the tile of C that this thread moves: 16 to a row, n is a multiple of 8.
   T* c = static_cast<T*>(p.e.c) + first_m * p.e.ldc + first_n;
   const int piece = threadIdx.x % 16, top = threadIdx.x / 16;
@@ -48,10 +48,10 @@ __global__ __launch_bounds__(kThreads, 2) void update_kernel(const UpdateArgs p)
     for (int i = 0; i < kTile / 16; i++) {
       const int row = top + i * 16;
       const bool there = in_row && first_m + row < p.m;
-      ptx::copy16(tile_c + row * kRowBytes + piece * 16, there ? c + row * p.e.ldc + piece * 8 : c, there ? 16 : 0);
+      ptx::cp_async16(tile_c + row * kRowBytes + piece * 16, there ? c + row * p.e.ldc + piece * 8 : c, there ? 16 : 0);
     }
-  ptx::commit();
-  ptx::wait<1>();
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<1>();
   __syncthreads();
 
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warp_m = (warp >> 1) * 32, warp_n = (warp & 1) * 64;
@@ -70,13 +70,13 @@ __global__ __launch_bounds__(kThreads, 2) void update_kernel(const UpdateArgs p)
         fragment_b<kDepth, trans_b>(fb, tile_b + panel * kPanelBytes, warp_n + j * 16, inner);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          ptx::mma<T>(sum[i][j * 2], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[0], fb[1]);
-          ptx::mma<T>(sum[i][j * 2 + 1], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[2], fb[3]);
+          ptx::mma16816<T>(sum[i][j * 2], fa[i], fb[0], fb[1]);
+          ptx::mma16816<T>(sum[i][j * 2 + 1], fa[i], fb[2], fb[3]);
         }
       }
     }
 
-  ptx::wait<0>();
+  ptx::cp_async_wait<0>();
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < 2; i++)

@@ -158,6 +158,11 @@ describe("shapes and dtypes that do not fit", () => {
       () => native.linearW4(f(2, 4), zeros([10], "u8"), null, 1, 4, 0, 0),
       /^\[linear_w4\] group must be a positive integer$/,
     ],
+    [
+      "linear_w4 of an odd width",
+      () => native.linearW4(f(1, 33), zeros([1664], "u8"), null, 64, 33, 32, 0),
+      /^\[linear_w4\] c must be even$/,
+    ],
   ];
   it.each(wrongOptions)("%s: an OptionsError for an attribute out of range", (_, call, message) => {
     expect(call).toThrow(OptionsError);

@@ -308,7 +308,7 @@ export function awqClipSearch(w: Tensor, x: Tensor, group: number, grid: number,
   return submit(59, [w, x], [group, grid, shrink])[0]!;
 }
 
-/** row t of x [T, K, D] to slot slots[t] = block * block_size + offset; negative = skip */
+/** row t of x [T, K, D] to slot slots[t] = block * block_size + offset; negative = skip; no slot twice */
 export function kvAppend(cache: Tensor, scales: Tensor | null, x: Tensor, slots: Tensor): void {
   submit(60, [cache, scales, x, slots], []);
 }

@@ -75,6 +75,7 @@ const steps: readonly Paged[] = [
   { note: "window", queries: [1, 4], lengths: [13, 9], heads: 4, keyHeads: 1, width: 8, block: 4, window: 5 },
   { note: "strided queries", queries: [2, 1], lengths: [6, 4], heads: 4, keyHeads: 2, width: 8, block: 4, padding: 32 },
   { note: "blocks of one", queries: [1], lengths: [5], heads: 1, keyHeads: 1, width: 5, block: 1 },
+  { note: "wide heads", queries: [1, 17], lengths: [150, 90], heads: 14, keyHeads: 2, width: 128, block: 16 },
   { note: "long", queries: [1, 17], lengths: [150, 90], heads: 4, keyHeads: 2, width: 64, block: 16 },
 ];
 

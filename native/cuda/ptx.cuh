@@ -1,6 +1,6 @@
-// The machine instructions that the attention kernels use, one small function each: asynchronous copies, matrix fragments, tensor core
-// products, barriers in shared memory. Shared-memory addresses are 32-bit (shared_address). Everything from "Hopper" on exists on sm_90a
-// alone: call it only inside `#if LLM_HOPPER`.
+// The machine instructions that the kernels use, one small function each: asynchronous copies, matrix fragments, tensor core products,
+// barriers in shared memory (all from sm_80 on). Shared-memory addresses are 32-bit (shared_address). Everything from "Hopper" on exists on
+// sm_90a alone: call it only inside `#if LLM_HOPPER`.
 #pragma once
 #include <cuda.h>
 
@@ -17,6 +17,13 @@
 namespace llm::cuda::ptx {
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// 16 bytes that are read once: not kept in the L1 cache.
+__device__ __forceinline__ uint4 stream16(const void* p) {
+  uint4 r;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  return r;
+}
 
 // 2^x and log2 x: the units' own instructions, about 2 ulp; denormal results are 0.
 __device__ __forceinline__ float exp2_fast(float x) {
