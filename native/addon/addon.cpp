@@ -5,8 +5,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -54,13 +56,15 @@ Instance& instance(napi_env env) {
   return *static_cast<Instance*>(data);
 }
 
-void throw_error(napi_env env, const char* code, const char* message) {
+napi_value error_value(napi_env env, const char* code, const char* message) {
   napi_value c, m, error;
   napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &c);
   napi_create_string_utf8(env, message, NAPI_AUTO_LENGTH, &m);
   napi_create_error(env, c, m, &error);
-  napi_throw(env, error);
+  return error;
 }
+
+void throw_error(napi_env env, const char* code, const char* message) { napi_throw(env, error_value(env, code, message)); }
 
 // Arguments of one call, fetched once.
 struct Args {
@@ -88,13 +92,14 @@ struct Args {
   }
   // Memory of a typed array (views on a SharedArrayBuffer too).
   char* bytes(size_t i, int64_t& size) const {
-    napi_typedarray_type type;
+    napi_typedarray_type type = static_cast<napi_typedarray_type>(-1);
     size_t length = 0;
     void* data = nullptr;
     if (i >= count || napi_get_typedarray_info(env, v[i], &type, &length, &data, nullptr, nullptr) != napi_ok) {
       throw Error(Code::internal, "[addon] expected a typed array");
     }
     static constexpr int width[] = {1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8};
+    if (type < 0 || static_cast<size_t>(type) >= std::size(width)) throw Error(Code::dtype, "[addon] a typed array of an unknown type; pass its bits as Uint16Array");
     size = static_cast<int64_t>(length) * width[type];
     return static_cast<char*>(data);
   }
@@ -210,24 +215,29 @@ napi_value map(napi_env env, Instance& self, const Args& a) {  // path, offset, 
   return integer(env, static_cast<int32_t>(table_insert(s, v)));
 }
 
-// handle, ndim, offset in elements; i32 holds shape then strides.
+// handle, ndim, offset in elements; i32 holds the shape, f64 the strides.
 napi_value view(napi_env env, Instance& self, const Args& a) {
   Tensor t = table_get(static_cast<Handle>(a.i32(0)));
   View v;
   v.dtype = t.view.dtype;
   try {
     v.ndim = read_shape(self, a.i32(1), v.shape);
-    int64_t last = static_cast<int64_t>(a.f64(2)), numel = 1;
-    const int64_t size = static_cast<int64_t>(dtype_bytes(v.dtype));
-    v.data = t.view.data + last * size;
+    constexpr double kMost = 1ll << 53;
+    const double offset = a.f64(2);
+    if (!(offset >= -kMost && offset <= kMost)) throw Error(Code::shape, "[view] outside the tensor's memory");
+    int64_t numel = 1;
+    __int128 last = static_cast<int64_t>(offset);
+    const int64_t size = static_cast<int64_t>(dtype_bytes(v.dtype)), before = t.view.data - t.storage->data;
+    const __int128 start = before + last * size;
     for (int i = 0; i < v.ndim; i++) {
-      v.stride[i] = self.i32[v.ndim + i];
-      if (v.shape[i] < 0 || v.stride[i] < 0) throw Error(Code::shape, "[view] negative shape or stride");
+      const double stride = self.f64[i];
+      if (v.shape[i] < 0 || !(stride >= 0 && stride <= kMost)) throw Error(Code::shape, "[view] shape or stride out of range");
+      v.stride[i] = static_cast<int64_t>(stride);
       if (__builtin_mul_overflow(numel, v.shape[i], &numel) || numel > (int64_t{1} << 60)) throw Error(Code::shape, "[view] more than 2^60 elements");
-      if (v.shape[i] > 0) last += (v.shape[i] - 1) * v.stride[i];
+      if (v.shape[i] > 0) last += static_cast<__int128>(v.shape[i] - 1) * v.stride[i];
     }
-    const int64_t start = (v.data - t.storage->data), end = (t.view.data - t.storage->data) + (last + 1) * size;
-    if (numel > 0 && (start < 0 || end > t.storage->bytes)) throw Error(Code::shape, "[view] outside the tensor's memory");
+    if (numel > 0 && (start < 0 || before + (last + 1) * size > t.storage->bytes)) throw Error(Code::shape, "[view] outside the tensor's memory");
+    v.data = t.storage->data + (numel > 0 ? static_cast<int64_t>(start) : before);
   } catch (...) {
     t.storage->release();
     throw;
@@ -269,6 +279,7 @@ napi_value wait(napi_env, Instance&, const Args&) {
 // What a promise waits for; `buffer` keeps the memory that is written meanwhile.
 struct Pending {
   napi_deferred deferred;
+  std::optional<Error> failure;
   napi_ref buffer = nullptr;
 };
 
@@ -276,23 +287,28 @@ void settle_on_js(napi_env env, napi_value, void*, void* data) {
   const std::unique_ptr<Pending> pending(static_cast<Pending*>(data));
   if (!env) return;  // the environment is shutting down
   Instance& self = instance(env);
-  napi_value undefined;
-  napi_get_undefined(env, &undefined);
-  napi_resolve_deferred(env, pending->deferred, undefined);
+  if (const auto& failure = pending->failure) {
+    napi_reject_deferred(env, pending->deferred, error_value(env, code_name(failure->code), failure->what()));
+  } else {
+    napi_value undefined;
+    napi_get_undefined(env, &undefined);
+    napi_resolve_deferred(env, pending->deferred, undefined);
+  }
   if (pending->buffer) napi_delete_reference(env, pending->buffer);
   if (--self.pending == 0) napi_unref_threadsafe_function(env, self.settle->function);
 }
 
-// A promise, and the function that resolves it from any thread.
-std::function<void()> promise_to_settle(napi_env env, Instance& self, Pending* pending, napi_value* promise) {
+// A promise, and the function that settles it from any thread.
+std::function<void(std::optional<Error>)> promise_to_settle(napi_env env, Instance& self, Pending* pending, napi_value* promise) {
   napi_create_promise(env, &pending->deferred, promise);
   if (self.pending++ == 0) napi_ref_threadsafe_function(env, self.settle->function);
   {
     std::lock_guard lock(self.settle->mutex);
     self.settle->waiting++;
   }
-  return [settle = self.settle, pending] {
+  return [settle = self.settle, pending](std::optional<Error> failure) {
     std::lock_guard lock(settle->mutex);
+    pending->failure = std::move(failure);
     if (--settle->waiting == 0) settle->settled.notify_all();
     if (settle->function) napi_call_threadsafe_function(settle->function, pending, napi_tsfn_nonblocking);
   };
@@ -310,15 +326,10 @@ napi_value read_async(napi_env env, Instance& self, const Args& a) {
   try {
     tensor_read_then(h, data, size, settle);
   } catch (...) {
-    settle();
+    settle(std::nullopt);
     throw;
   }
   return promise;
-}
-
-napi_value pending_error(napi_env, Instance&, const Args&) {
-  throw_pending();
-  return nullptr;
 }
 
 napi_value open(napi_env, Instance&, const Args& a) {  // path of the plugin, card
@@ -478,7 +489,7 @@ NAPI_MODULE_INIT() {
       {"memoryLimit", call<memory_limit>}, {"memoryTrim", call<memory_trim>}, {"runInline", call<run_inline>},
       {"planRecord", call<plan_record>},   {"planStop", call<plan_stop>},     {"planReplay", call<plan_replay>},
       {"planSize", call<plan_size>},       {"planFree", call<plan_free>},     {"doctor", call<doctor>},
-      {"to", call<to>},                    {"readAsync", call<read_async>},   {"pending", call<pending_error>},
+      {"to", call<to>},                    {"readAsync", call<read_async>},
       {"openDevice", call<open>},          {"profile", call<profile>},        {"profileRead", call<profile_read>},
   };
   for (const auto& f : functions) {

@@ -61,22 +61,37 @@ bool Arena::grow(int64_t bytes) {
     const auto last = std::prev(ranges_.end());
     if (last->first + last->second == end_) need -= last->second;
   }
-  for (; need > 0; need -= chunk_) {
-    if (end_ + chunk_ > limit_ || !pages_.map(end_, chunk_)) return false;
-    chunks_[end_] = chunk_;
-    mapped_ += chunk_;
-    end_ += chunk_;
-    insert_free(end_ - chunk_, chunk_);
+  if (need <= 0) return true;
+  need = round_up(need, chunk_);
+  char* at = end_;
+  if (need > limit_ - end_) {  // the addresses at the end are used up: the first hole that is large enough
+    at = base_;
+    need = round_up(bytes, chunk_);
+    auto c = chunks_.begin();
+    for (; c != chunks_.end() && c->first - at < need; ++c) at = c->first + c->second;
+    if (c == chunks_.end()) return false;
   }
+  for (int64_t done = 0; done < need; done += chunk_) {
+    if (pages_.map(at + done, chunk_)) continue;
+    for (; done > 0; done -= chunk_) pages_.unmap(at + done - chunk_, chunk_);  // nobody has seen these pages
+    return false;
+  }
+  for (int64_t done = 0; done < need; done += chunk_) chunks_[at + done] = chunk_;
+  mapped_ += need;
+  if (at == end_) end_ += need;
+  insert_free(at, need);
   return true;
 }
 
-int64_t Arena::give(char* block) {
+int64_t Arena::give(char* block, bool watching) {
   const auto found = blocks_.find(block);
   const int64_t size = found->second;
   blocks_.erase(found);
   used_ -= size;
   insert_free(block, size);
+  if (watching) {
+    for (auto c = std::prev(chunks_.upper_bound(block)); c != chunks_.end() && c->first < block + size; ++c) fresh_.insert(c->first);
+  }
   return size;
 }
 
@@ -84,23 +99,22 @@ int64_t Arena::unmap_idle() {
   int64_t freed = 0;
   const auto ranges = ranges_;
   for (const auto& [at, size] : ranges) {
-    // Whole chunks inside [at, at + size).
-    auto first = chunks_.lower_bound(at), last = first;
-    char* begin = nullptr;
-    char* stop = nullptr;
-    while (last != chunks_.end() && last->first + last->second <= at + size) {
-      if (!begin) begin = last->first;
-      pages_.unmap(last->first, last->second);
-      stop = last->first + last->second;
-      freed += last->second;
-      last = chunks_.erase(last);
-    }
-    if (!begin) continue;
     erase_free(at, size);
-    if (begin > at) insert_free(at, begin - at);
-    if (stop < at + size) insert_free(stop, at + size - stop);
-    if (stop == end_) end_ = begin;  // the addresses at the end can be used again; a hole in the middle cannot
+    char* from = at;
+    for (auto c = chunks_.lower_bound(at); c != chunks_.end() && c->first + c->second <= at + size;) {
+      if (fresh_.count(c->first)) {
+        ++c;
+        continue;
+      }
+      if (c->first > from) insert_free(from, c->first - from);
+      pages_.unmap(c->first, c->second);
+      freed += c->second;
+      from = c->first + c->second;
+      c = chunks_.erase(c);
+    }
+    if (from < at + size) insert_free(from, at + size - from);
   }
+  end_ = chunks_.empty() ? base_ : std::prev(chunks_.end())->first + std::prev(chunks_.end())->second;
   mapped_ -= freed;
   return freed;
 }
@@ -117,6 +131,7 @@ void* ArenaPool::allocate(int64_t bytes) {
     if (stats_.limit > 0 && small_.mapped() + large_.mapped() + round_up(bytes, chunk) > stats_.limit) return nullptr;
     return arena.grow(bytes) ? arena.take(bytes) : nullptr;
   };
+  if (trim_wanted_.exchange(false)) unmap_when_idle(lock);
   char* block = attempt();
   if (!block) {
     // What lies idle in ranges too small for this block goes back to the card, and new pages take its place.
@@ -130,25 +145,21 @@ void* ArenaPool::allocate(int64_t bytes) {
 
 void ArenaPool::release(void* block, int64_t) {
   std::lock_guard lock(mutex_);
-  (small_.owns(block) ? small_ : large_).give(static_cast<char*>(block));
-  releases_++;
+  (small_.owns(block) ? small_ : large_).give(static_cast<char*>(block), waiting_ > 0);
   update_cached();
 }
 
 // The wait happens without the lock, because commands that end take it. What another thread frees meanwhile may still be in use by
-// its queued commands: then the wait starts again.
+// its queued commands: the chunks of it stay.
 void ArenaPool::unmap_when_idle(std::unique_lock<std::mutex>& lock) {
-  for (int attempt = 0; attempt < 16; attempt++) {
-    const uint64_t before = releases_;
-    lock.unlock();
-    pages_.wait_idle();
-    lock.lock();
-    if (releases_ != before) continue;
-    small_.unmap_idle();
-    large_.unmap_idle();
-    update_cached();
-    return;
-  }
+  if (waiting_++ == 0) small_.forget_fresh(), large_.forget_fresh();
+  lock.unlock();
+  pages_.wait_idle();
+  lock.lock();
+  waiting_--;
+  small_.unmap_idle();
+  large_.unmap_idle();
+  update_cached();
 }
 
 void ArenaPool::trim() {

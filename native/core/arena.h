@@ -2,6 +2,7 @@
 // cut best-fit from the free ranges and joined again when they are freed. A freed range of any shape is reused, so batches of changing
 // size do not fragment the card (the idea of PyTorch's expandable segments, c10/cuda/CUDACachingAllocator.cpp).
 #pragma once
+#include <atomic>
 #include <functional>
 #include <map>
 #include <set>
@@ -24,9 +25,10 @@ class Arena {
   // Grows by multiples of `chunk` bytes; blocks are multiples of 512 bytes.
   Arena(PageSource& pages, int64_t reserve_bytes, int64_t chunk);
   char* take(int64_t bytes);            // null: no free range is large enough
-  bool grow(int64_t bytes);             // makes room for a block of `bytes` at the end; false: no memory left
-  int64_t give(char* block);            // frees; returns the block's size
+  bool grow(int64_t bytes);             // makes room for a block of `bytes`, at the end or in a hole; false: no memory left, nothing changed
+  int64_t give(char* block, bool watching = false);  // frees; returns the block's size. watching: a wait for an idle device is under way
   int64_t unmap_idle();                 // unmaps every chunk that lies in a free range; returns the bytes. The device must be idle
+  void forget_fresh() { fresh_.clear(); }
   int64_t mapped() const { return mapped_; }
   int64_t used() const { return used_; }
   bool owns(const void* p) const { return p >= base_ && p < end_; }
@@ -43,6 +45,7 @@ class Arena {
   std::set<std::pair<int64_t, char*>> free_;
   std::map<char*, int64_t> blocks_;      // blocks in use
   std::map<char*, int64_t> chunks_;      // what each map() covered
+  std::set<char*> fresh_;                // chunks in which something was freed while a wait was under way
   int64_t mapped_ = 0, used_ = 0;
 };
 
@@ -53,13 +56,15 @@ class ArenaPool : public MainPool {
   void* allocate(int64_t bytes) override;
   void release(void* block, int64_t bytes) override;
   void trim() override;
+  void trim_later() { trim_wanted_ = true; }  // at the next allocation; from any thread
 
  private:
   void unmap_when_idle(std::unique_lock<std::mutex>& lock);
   void update_cached() { stats_.cached = small_.mapped() + large_.mapped() - small_.used() - large_.used(); }
   PageSource& pages_;
   Arena small_, large_;
-  uint64_t releases_ = 0;
+  int waiting_ = 0;  // waits for an idle device under way
+  std::atomic<bool> trim_wanted_{false};
 };
 
 }  // namespace llm

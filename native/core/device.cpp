@@ -24,9 +24,11 @@ constexpr int64_t kChunk = int64_t{16} << 20;          // a transfer goes throug
 constexpr int64_t kPinnedInFlight = int64_t{128} << 20;  // a faster host waits for the device here
 
 const PluginApi* plugin = nullptr;
+ArenaPool* arena = nullptr;
 
 [[noreturn]] void fail(const char* what, const char* why) {
   if (why == plugin->out_of_memory) {
+    if (arena) arena->trim_later();  // scratch space comes from the card itself: the next attempt shall find some
     const MemoryStats s = main_pool(Device::cuda).stats();
     throw Error(Code::out_of_memory, std::string("[memory] cuda has no room for the scratch space of ") + what + ": " +
                                          std::to_string(s.live_total >> 20) + " MiB in use; turn down batch tokens or set a memory limit");
@@ -57,20 +59,29 @@ class Pinned {
     }
     lock.unlock();
     void* block = nullptr;
-    check("pinned host memory", plugin->pinned(static_cast<uint64_t>(size), &block));
+    if (const char* why = plugin->pinned(static_cast<uint64_t>(size), &block)) {
+      leave(size);
+      fail("pinned host memory", why);
+    }
     return static_cast<char*>(block);
   }
   void give(char* block, int64_t bytes) {
     const int64_t size = size_of(bytes);
     {
       std::lock_guard lock(mutex_);
-      in_flight_ -= size;
       free_[size].push_back(block);
     }
-    room_.notify_all();
+    leave(size);
   }
 
  private:
+  void leave(int64_t size) {
+    {
+      std::lock_guard lock(mutex_);
+      in_flight_ -= size;
+    }
+    room_.notify_all();
+  }
   static int64_t size_of(int64_t bytes) {
     int64_t size = 4096;
     while (size < bytes) size *= 2;
@@ -87,12 +98,32 @@ Pinned& pinned() {
   return *p;
 }
 
+// A block of it until the device is done with it; `queue` starts the transfer.
+template <class Queue>
+void with_pinned(int64_t bytes, Queue queue) {
+  char* block = pinned().take(bytes);
+  try {
+    queue(block);
+  } catch (...) {
+    plugin->synchronize();  // the transfer may have begun
+    pinned().give(block, bytes);
+    throw;
+  }
+}
+
 // Waits for events in the order in which they were recorded and then acts.
 class Completions {
  public:
   void push(std::function<void(const char* why)> act) {
     void* event = nullptr;
     check("an event", plugin->record(&event));
+    enqueue(event, std::move(act));
+  }
+  // Without an event: as soon as those before it are done.
+  void push_after(std::function<void(const char* why)> act) { enqueue(nullptr, std::move(act)); }
+
+ private:
+  void enqueue(void* event, std::function<void(const char* why)> act) {
     std::lock_guard lock(mutex_);
     if (!started_) {
       started_ = true;
@@ -102,7 +133,6 @@ class Completions {
     wake_.notify_one();
   }
 
- private:
   struct Job {
     void* event;
     std::function<void(const char* why)> act;
@@ -116,8 +146,8 @@ class Completions {
         job = std::move(queue_.front());
         queue_.pop_front();
       }
-      const char* why = plugin->wait(job.event);
-      plugin->drop(job.event);
+      const char* why = job.event ? plugin->wait(job.event) : nullptr;
+      if (job.event) plugin->drop(job.event);
       job.act(why);
     }
   }
@@ -174,8 +204,12 @@ void copy_to_pinned(char* to, const char* from, int64_t bytes) {
 
 void open_device(const std::string& path, int ordinal) {
   static std::mutex mutex;
+  static int opened = -1;
   std::lock_guard lock(mutex);
-  if (plugin) return;
+  if (plugin) {
+    if (ordinal == opened) return;
+    throw Error(Code::device, "[device] cuda: card " + std::to_string(opened) + " is open in this process, card " + std::to_string(ordinal) + " was asked for");
+  }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) throw Error(Code::device, std::string("[device] the cuda plugin could not be opened: ") + dlerror());
   const auto entry = reinterpret_cast<PluginEntry>(dlsym(library, "llm_plugin"));
@@ -184,10 +218,12 @@ void open_device(const std::string& path, int ordinal) {
   if (api->abi != kPluginAbi || api->op_abi != kAbi) throw Error(Code::device, "[device] " + path + " was built for another version of the core; build both again");
   if (const char* why = api->open(ordinal)) throw Error(Code::device, std::string("[device] cuda: ") + why);
   plugin = api;
+  opened = ordinal;
   uint64_t free_bytes = 0, total = 0;
   api->memory_info(&free_bytes, &total);
   // Holes in the addresses are not filled again, so there are many more addresses than memory.
-  set_main_pool(Device::cuda, new ArenaPool(Device::cuda, *new DevicePages, static_cast<int64_t>((total >> 30) + 1) << 33));
+  arena = new ArenaPool(Device::cuda, *new DevicePages, static_cast<int64_t>((total >> 30) + 1) << 33);
+  set_main_pool(Device::cuda, arena);
 }
 
 const PluginApi* device_api() { return plugin; }
@@ -197,10 +233,11 @@ void device_run(int op, const KernelArgs& args) { check(kOps[op].name, plugin->r
 void device_upload(char* to, const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += kChunk) {
     const int64_t n = std::min(kChunk, bytes - at);
-    char* block = pinned().take(n);
-    copy_to_pinned(block, from + at, n);
-    check("an upload", plugin->upload(to + at, block, static_cast<uint64_t>(n)));
-    completions().push([block, n](const char*) { pinned().give(block, n); });
+    with_pinned(n, [&](char* block) {
+      copy_to_pinned(block, from + at, n);
+      check("an upload", plugin->upload(to + at, block, static_cast<uint64_t>(n)));
+      completions().push([block, n](const char*) { pinned().give(block, n); });
+    });
   }
 }
 
@@ -210,24 +247,27 @@ void device_download(char* to, const char* from, int64_t bytes, uint32_t owner, 
   try {
     for (int64_t at = 0; at < bytes; at += kChunk) {
       const int64_t n = std::min(kChunk, bytes - at);
-      char* block = pinned().take(n);
-      check("a download", plugin->download(block, from + at, static_cast<uint64_t>(n)));
-      completions().push([=](const char* why) {
-        if (!why) std::memcpy(to + at, block, n);
-        pinned().give(block, n);
+      with_pinned(n, [&](char* block) {
+        check("a download", plugin->download(block, from + at, static_cast<uint64_t>(n)));
+        completions().push([=](const char* why) {
+          if (!why) std::memcpy(to + at, block, n);
+          pinned().give(block, n);
+        });
       });
     }
-    char* word = pinned().take(4);
-    check("a download", plugin->take_fault(reinterpret_cast<int32_t*>(word)));
-    completions().push([word, owner, done](const char* why) {
-      if (why) note_failure(owner, "queued work", why);
-      else note_fault(owner, *reinterpret_cast<int32_t*>(word));
-      pinned().give(word, 4);
-      done();
+    with_pinned(4, [&](char* word) {
+      check("a download", plugin->take_fault(reinterpret_cast<int32_t*>(word)));
+      completions().push([word, owner, done](const char* why) {
+        if (why) note_failure(owner, "queued work", why);
+        else note_fault(owner, *reinterpret_cast<int32_t*>(word));
+        pinned().give(word, 4);
+        done();
+      });
     });
   } catch (const Error& e) {
     executor().note_error(owner, e.code, e.what());
-    done();
+    // Pieces before may still be on their way to `to`, which belongs to the caller again after done().
+    completions().push_after([done](const char*) { done(); });
   }
 }
 

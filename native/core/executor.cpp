@@ -51,6 +51,8 @@ void Executor::wait_all() {
 }
 
 void Executor::run_here(Command&& c) {
+  static std::mutex one_at_a_time;  // kernels share scratch memory
+  std::lock_guard lock(one_at_a_time);
   wait_all();
   c.run();
   c.drop();
@@ -58,17 +60,14 @@ void Executor::run_here(Command&& c) {
 
 void Executor::note_error(uint32_t owner, Code code, const std::string& text) {
   std::lock_guard lock(mutex_);
-  errors_.emplace(owner, std::make_pair(code, text));
+  errors_.emplace(owner, Error(code, text));
 }
 
-bool Executor::take_error(uint32_t owner, Code& code, std::string& text) {
+std::optional<Error> Executor::take_error(uint32_t owner) {
   std::lock_guard lock(mutex_);
-  const auto found = errors_.find(owner);
-  if (found == errors_.end()) return false;
-  code = found->second.first;
-  text = std::move(found->second.second);
-  errors_.erase(found);
-  return true;
+  auto found = errors_.extract(owner);
+  if (found.empty()) return std::nullopt;
+  return std::move(found.mapped());
 }
 
 void Executor::loop() {

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -21,7 +22,7 @@ class Executor {
 
   // The first error of each JavaScript thread is kept until that thread reads.
   void note_error(uint32_t owner, Code code, const std::string& text);
-  bool take_error(uint32_t owner, Code& code, std::string& text);
+  std::optional<Error> take_error(uint32_t owner);
 
  private:
   void loop();
@@ -32,7 +33,7 @@ class Executor {
   std::deque<Command> queue_;
   uint64_t pushed_ = 0, taken_ = 0;
   std::atomic<uint64_t> done_{0};
-  std::unordered_map<uint32_t, std::pair<Code, std::string>> errors_;
+  std::unordered_map<uint32_t, Error> errors_;
   bool started_ = false, sleeping_ = false;
 };
 

@@ -374,7 +374,7 @@ void tensor_write(Handle h, const void* data, int64_t bytes) {
   hand_on(std::move(c));
 }
 
-void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void()> done) {
+void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void(std::optional<Error>)> done) {
   check_readable("tensor.read");
   Tensor t = table_get(h);
   if (!is_contiguous(t.view)) {
@@ -398,9 +398,10 @@ void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void()>
   c.device = t.storage->device();
   c.held.push_back(t.storage);
   c.callback = [to = static_cast<char*>(data), from = t.view.data, bytes, owner = current_owner, device = c.device, done = std::move(done)] {
-    if (device == Device::cuda) return device_download(to, from, bytes, owner, done);
+    // The error is taken here, at the read's place in the queue: what comes later fails a later read.
+    if (device == Device::cuda) return device_download(to, from, bytes, owner, [done, owner] { done(executor().take_error(owner)); });
     if (bytes > 0) std::memcpy(to, from, bytes);
-    done();
+    done(executor().take_error(owner));
   };
   hand_on(std::move(c));
 }
@@ -411,9 +412,14 @@ void tensor_read(Handle h, void* data, int64_t bytes) {
   const std::unique_ptr<Storage, void (*)(Storage*)> held(t.storage, [](Storage* s) { s->release(); });
   if (t.storage->device() != Device::cpu || !is_contiguous(t.view) || view_bytes(t.view) != bytes) {
     auto signal = std::make_shared<Signal>();
-    tensor_read_then(h, data, bytes, [signal] { signal->announce(); });
+    auto failure = std::make_shared<std::optional<Error>>();
+    tensor_read_then(h, data, bytes, [signal, failure](std::optional<Error> why) {
+      *failure = std::move(why);
+      signal->announce();
+    });
     signal->wait();
-    return throw_pending();
+    if (*failure) throw **failure;
+    return;
   }
   // Memory of a Plan is written by whole replays, which only the queue's end marks.
   if (t.storage->pool && !t.storage->pool->is_main()) executor().wait_all();
@@ -428,9 +434,14 @@ Handle tensor_to(Handle h, Device device, Tag tag) {
   if (!is_contiguous(t.view)) {
     t.storage->release();
     const Handle dense = submit(op_contiguous, &h, 1, nullptr, 0)[0].handle;
-    const Handle moved = tensor_to(dense, device, tag);
-    table_release(dense);
-    return moved;
+    try {
+      const Handle moved = tensor_to(dense, device, tag);
+      table_release(dense);
+      return moved;
+    } catch (...) {
+      table_release(dense);
+      throw;
+    }
   }
   Handle result;
   try {
@@ -480,17 +491,13 @@ void wait_all() {
 }
 
 void throw_pending() {
-  Code code;
-  std::string text;
-  if (executor().take_error(current_owner, code, text)) throw Error(code, text);
+  if (const auto failure = executor().take_error(current_owner)) throw *failure;
 }
 
 void forget_owner(uint32_t owner) {
   recording.reset();
   table_release_owner(owner);
-  Code code;
-  std::string text;
-  executor().take_error(owner, code, text);
+  executor().take_error(owner);
 }
 
 void set_inline(bool on) {

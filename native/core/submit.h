@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "core/error.h"
 #include "core/memory.h"
 #include "core/op.h"
 #include "core/table.h"
@@ -85,7 +87,7 @@ Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag, Device
 void tensor_write(Handle h, const void* data, int64_t bytes);  // in queue order; the data is copied at once
 void tensor_read(Handle h, void* data, int64_t bytes);         // waits for the commands that touch it; throws a pending error
 // As tensor_read, without waiting: `done` is called on another thread when the data is there (or could not be had); then throw_pending().
-void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void()> done);
+void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void(std::optional<Error>)> done);
 // A dense tensor with the same numbers on another device, in queue order.
 Handle tensor_to(Handle h, Device device, Tag tag);
 void wait_all();                             // waits for the whole queue and the device; throws a pending error

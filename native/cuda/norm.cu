@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) norm_rows_plain(const Forward<T> k) 
     }
     group.sum(squares);
     const float rstd = rstd_of(squares[0], k.at.cols, k.eps);
-    if (width != 0 && group.lane == 0) k.rstd[row] = rstd;
+    if (row < k.at.rows && group.lane == 0) k.rstd[row] = rstd;
     for (int64_t c = group.lane; c < width; c += k.lanes)
       k.y[dense + c] = from_float<T>(to_float(Add ? k.sum[dense + c] : x[c]) * rstd * to_float(k.weight[c]));
   }

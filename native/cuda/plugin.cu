@@ -167,6 +167,7 @@ const char* open(int card) {
   if (const char* e = text(cudaStreamCreateWithFlags(&c.stream, cudaStreamNonBlocking))) return e;
   if (const char* e = text(cudaMalloc(&c.fault_word, sizeof(int)))) return e;
   if (const char* e = text(cudaMemset(c.fault_word, 0, sizeof(int)))) return e;
+  if (const char* e = text(cudaDeviceSynchronize())) return e;  // the stream above does not wait for it
   void* base = nullptr;
   if (const char* e = reserve(kScratchReserve, &base)) return e;
   s.scratch = static_cast<char*>(base);
@@ -210,14 +211,13 @@ void memory_info(uint64_t* free_bytes, uint64_t* total_bytes) {
   *total_bytes = t;
 }
 
-const char* pinned(uint64_t bytes, void** block) {
-  enter();
-  return text(cudaHostAlloc(block, bytes, cudaHostAllocDefault));
-}
-
 // An error of a launch is gone with the asking; one of the device stays.
 const char* failed(const char* why) {
   State& s = state();
+  if (why && strcmp(why, cudaGetErrorString(cudaErrorMemoryAllocation)) == 0) {
+    cudaGetLastError();
+    return kNoRoom;
+  }
   if (why && why != kNoRoom && !s.broken) {
     const cudaError_t e = s.capturing ? cudaSuccess : cudaStreamQuery(s.ctx.stream);
     if (e != cudaSuccess && e != cudaErrorNotReady) s.broken = cudaGetErrorString(e);
@@ -227,6 +227,11 @@ const char* failed(const char* why) {
 }
 
 const char* broken() { return state().broken; }
+
+const char* pinned(uint64_t bytes, void** block) {
+  enter();
+  return failed(text(cudaHostAlloc(block, bytes, cudaHostAllocDefault)));
+}
 
 bool has(int op) { return state().kernels[op] != nullptr; }
 
@@ -277,8 +282,10 @@ const char* record(void** event) {
   enter();
   cudaEvent_t e;
   if (const char* why = text(cudaEventCreateWithFlags(&e, cudaEventBlockingSync | cudaEventDisableTiming))) return failed(why);
-  *event = e;
-  return failed(text(cudaEventRecord(e, state().ctx.stream)));
+  const char* why = failed(text(cudaEventRecord(e, state().ctx.stream)));
+  if (why) cudaEventDestroy(e);
+  else *event = e;
+  return why;
 }
 
 const char* wait(void* event) {
@@ -378,8 +385,13 @@ const PluginApi& api() {
 void* Context::scratch(size_t bytes) {
   State& s = state();
   const size_t at = s.scratch_used, end = at + ((bytes + 255) & ~size_t{255});
+  const size_t before = s.scratch_mapped;
   while (s.scratch_mapped < end) {
-    if (s.scratch_mapped + kScratchChunk > kScratchReserve || map(s.scratch + s.scratch_mapped, kScratchChunk)) throw std::bad_alloc();
+    if (s.scratch_mapped + kScratchChunk > kScratchReserve || map(s.scratch + s.scratch_mapped, kScratchChunk)) {
+      // What was mapped here no kernel has seen: the card gets it back.
+      while (s.scratch_mapped > before) unmap(s.scratch + (s.scratch_mapped -= kScratchChunk), kScratchChunk);
+      throw std::bad_alloc();
+    }
     s.scratch_mapped += kScratchChunk;
   }
   s.scratch_used = end;

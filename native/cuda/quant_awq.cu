@@ -27,8 +27,8 @@ struct Candidate {
 };
 
 __global__ void __launch_bounds__(kThreads, 2) clip_search(const __grid_constant__ Search a, int rows_per_block) {
-  __shared__ float errors[kDepth][kVectors + 4];
-  __shared__ float inputs[kDepth][kSamples + 4];
+  __shared__ alignas(16) float errors[kDepth][kVectors + 4];
+  __shared__ alignas(16) float inputs[kDepth][kSamples + 4];
   __shared__ Candidate candidates[kVectors];
   __shared__ double totals[kVectors];
   __shared__ float lows[kVectors], highs[kVectors], absmaxes[kVectors], best_clip[kVectors];

@@ -171,10 +171,70 @@ void stress() {
   printf("stress: %d allocations refused by the full card\n", refused);
 }
 
+void refusal_leaves_the_card_alone() {
+  FakePages pages(1024 * MiB);
+  ArenaPool pool(Device::cuda, pages, 8192 * MiB);
+  void* a = pool.allocate(64 * MiB);
+  bool refused = false;
+  try {
+    pool.allocate(2048 * MiB);
+  } catch (const Error& e) {
+    refused = e.code == Code::out_of_memory;
+  }
+  expect(refused, "more than the card holds is refused");
+  expect(pages.mapped == 64 * MiB, "a refused allocation keeps no pages");
+  pool.release(a, 64 * MiB);
+}
+
+void addresses_are_used_again() {
+  FakePages pages(1024 * MiB);
+  ArenaPool pool(Device::cuda, pages, 4096 * MiB);  // four times the card: holes must be filled after a few rounds
+  void* kept = nullptr;
+  for (int round = 0; round < 50; round++) {
+    void* big = pool.allocate(800 * MiB);
+    void* next = pool.allocate(2 * MiB);  // lies behind the big one and keeps the end where it is
+    pool.release(big, 800 * MiB);
+    if (kept) pool.release(kept, 2 * MiB);
+    kept = next;
+    pool.trim();
+  }
+  pool.release(kept, 2 * MiB);
+  pool.trim();
+  expect(pages.mapped == 0, "nothing stays mapped");
+  pool.release(pool.allocate(900 * MiB), 900 * MiB);
+  expect(true, "an empty card takes a large block");
+}
+
+// What another thread frees during the wait may be in use by its queued commands; the rest goes back at once.
+void pages_freed_during_the_wait_stay() {
+  struct BusyPages : FakePages {
+    using FakePages::FakePages;
+    std::function<void()> meanwhile;
+    void wait_idle() override {
+      FakePages::wait_idle();
+      if (meanwhile) meanwhile();
+    }
+  } pages(1024 * MiB);
+  ArenaPool pool(Device::cuda, pages, 8192 * MiB);
+  void* idle = pool.allocate(320 * MiB);
+  void* other = pool.allocate(64 * MiB);
+  pool.release(idle, 320 * MiB);
+  pages.meanwhile = [&] { pool.release(other, 64 * MiB); };
+  pool.trim();
+  pages.meanwhile = nullptr;
+  expect(pages.waits == 1, "one wait is enough");
+  expect(pages.mapped == 64 * MiB, "only what was freed during the wait stays mapped");
+  pool.trim();
+  expect(pages.mapped == 0, "and goes back with the next");
+}
+
 }  // namespace
 
 int main() {
   reuse_and_joining();
+  refusal_leaves_the_card_alone();
+  addresses_are_used_again();
+  pages_freed_during_the_wait_stay();
   small_blocks_live_apart();
   full_card();
   limit();

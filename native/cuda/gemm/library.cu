@@ -71,7 +71,12 @@ int64_t bucket(int64_t n) {
 
 // The name of a choice. Tokens are the rows of a, which are k in the gradient of a weight (trans_a).
 std::string choice_name(const Key& key) {
-  auto rows = [](int64_t ld, uint8_t dtype, uint32_t align) { return align >= 16 && ld * dtype_bytes(static_cast<DType>(dtype)) % 16 == 0 ? "+" : "-"; };
+  // What the rows of an operand are aligned to: "+" is 16 bytes. An algorithm for 8 may fail where there are 2.
+  auto rows = [](int64_t ld, uint8_t dtype, uint32_t align) {
+    uint64_t bits = align | static_cast<uint64_t>(ld * dtype_bytes(static_cast<DType>(dtype))) | 16;
+    bits &= ~bits + 1;
+    return bits == 16 ? std::string("+") : std::to_string(bits);
+  };
   std::string name = std::to_string(key.trans_a ? key.m : bucket(key.m)) + "x" + std::to_string(key.n) + "x" + std::to_string(key.trans_a ? bucket(key.k) : key.k);
   name += key.trans_a ? " t" : " n";
   name += key.trans_b ? "t " : "n ";

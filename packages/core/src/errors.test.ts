@@ -98,7 +98,7 @@ describe("shapes and dtypes that do not fit", () => {
       () => native.adamw(f(7), f(1), zeros([3], "bf16"), f(3), f(3), f(3), null),
       /^\[adamw\] master must be given when p is not f32, got nothing$/,
     ],
-    ["empty", () => empty([2, -1]), /^\[tensor\] negative dimension -1$/],
+    ["empty", () => empty([2, -1]), /^\[tensor\] sizes must be integers in \[0, 2\^31\), got \[2, -1\]$/],
     ["seven dims", () => empty([1, 1, 1, 1, 1, 1, 1]), /^\[tensor\] at most 6 dimensions, got 7$/],
     ["a view outside", () => f(4).asStrided([5], [1], 0), /^\[view\] outside the tensor's memory$/],
     ["a view before the start", () => f(4).asStrided([1], [1], -1), /^\[view\] outside the tensor's memory$/],
@@ -293,6 +293,36 @@ describe.each(["queued", "inline"] as const)("bad data, commands %s", (mode) => 
     native.embedding(tensor([7], [1], "i32"), zeros([5, 2]));
     expect(() => synchronize()).toThrow(/\[embedding\]/);
     synchronize();
+  });
+});
+
+describe("errors and reads in order", () => {
+  it("an error fails the read behind it, not the one before", async () => {
+    const good = tensor([1, 2]).data();
+    const bad = native.embedding(tensor([7], [1], "i32"), zeros([5, 2])).data();
+    const after = tensor([3]).data();
+    const [first, second, third] = await Promise.allSettled([good, bad, after]);
+    expect(first).toMatchObject({ status: "fulfilled", value: Float32Array.of(1, 2) });
+    expect(second).toMatchObject({ status: "rejected", reason: expect.any(NumericError) });
+    expect(third).toMatchObject({ status: "fulfilled", value: Float32Array.of(3) });
+  });
+});
+
+describe("sizes", () => {
+  it("of 2^31 and more, or no integers, are refused", () => {
+    for (const size of [2 ** 31, 2 ** 32 + 4, 1.5, -1, Number.NaN])
+      expect(() => empty([size], "u8")).toThrow(ShapeError);
+  });
+
+  it("rows of more than 2^31 elements can be viewed", () => {
+    const lazily = empty([2, 65_536, 32_769], "u8");
+    expect(lazily.rows(1, 2).shape).toEqual([1, 65_536, 32_769]);
+    lazily.dispose();
+  });
+
+  it("a view whose extent does not fit 64 bits is outside of its memory", () => {
+    const t = tensor([1, 2, 3]);
+    expect(() => t.asStrided([2 ** 30, 2 ** 30], [2 ** 31 - 1, 2 ** 31 - 1], 0)).toThrow(ShapeError);
   });
 });
 

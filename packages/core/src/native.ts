@@ -80,7 +80,6 @@ interface Addon {
   read(handle: number, data: ArrayBufferView): void;
   to(handle: number, device: number, tag: number): number;
   readAsync(handle: number, data: ArrayBufferView): Promise<void>;
-  pending(): void;
   wait(): void;
   openDevice(path: string, card: number): void;
   profile(on: number): void;
@@ -217,9 +216,14 @@ export function submit(op: number, inputs: readonly (Tensor | null)[], attribute
   return outputs;
 }
 
-const putShape = (shape: readonly number[]) => {
-  for (let i = 0; i < shape.length; i++) i32[i] = shape[i]!;
-};
+function putShape(shape: readonly number[]): void {
+  for (let i = 0; i < shape.length; i++) {
+    const size = shape[i]!;
+    if (!(Number.isInteger(size) && size >= 0 && size <= 0x7fffffff))
+      throw new ShapeError(`[tensor] sizes must be integers in [0, 2^31), got [${shape.join(", ")}]`);
+    i32[i] = size;
+  }
+}
 
 /** Uninitialised memory. */
 export function nativeEmpty(dtype: DType, shape: readonly number[], tag: MemoryTag, device: Device): number {
@@ -253,7 +257,7 @@ export function nativeView(
 ): number {
   return call((a) => {
     putShape(shape);
-    for (let i = 0; i < strides.length; i++) i32[shape.length + i] = strides[i]!;
+    for (let i = 0; i < strides.length; i++) f64[i] = strides[i]!;
     return a.view(handle, shape.length, offset);
   });
 }
@@ -267,8 +271,7 @@ export const nativeTo = (handle: number, device: Device, tag: MemoryTag): number
   call((a) => a.to(handle, devices.indexOf(device), tags.indexOf(tag)));
 /** Resolves when the tensor's bits are in `data`. @throws {NumericError} bad data met on the way */
 export const nativeReadAsync = async (handle: number, data: ArrayBufferView): Promise<void> => {
-  await call((a) => a.readAsync(handle, data));
-  call((a) => a.pending());
+  await call((a) => a.readAsync(handle, data)).catch(rethrow);
 };
 
 /** Opens the CUDA plugin: LLM_CUDA_PLUGIN, else the package of this platform. @throws {DeviceError} it is missing, or there is no GPU */

@@ -80,10 +80,12 @@ function queueMicroBatch<M>(
     const sums = [result.lossSum, ...metrics.map(([, t]) => t)];
     const values = noGrad(() => (sums.length === 1 ? native.cast(sums[0]!, 0) : native.concatRows(sums)));
     const { weightSum } = result;
+    const weight = typeof weightSum === "number" ? weightSum : read(weightSum.detach()).then((w) => w[0]!);
+    if (typeof weight !== "number") weight.catch(() => {});
     return {
       names: metrics.map(([name]) => name),
       values: read(values),
-      weight: typeof weightSum === "number" ? weightSum : read(weightSum.detach()).then((w) => w[0]!),
+      weight,
     };
   };
   return onDevice(device, () => scope(compute));

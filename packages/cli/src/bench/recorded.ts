@@ -32,19 +32,19 @@ export const recorded: Readonly<Record<Device, Recording>> = {
   },
   cpu: {
     machine: "2 cores of an Intel Xeon with AMX",
-    commit: "9017e1e",
+    commit: "f0dd273",
     values: {
-      copy: null, // GB/s
-      "matmul-1024": 1393.9, // GFLOP/s
-      "matmul-512x4864x896": 1674.5, // GFLOP/s
-      attention: null, // GFLOP/s
-      "attention-backward": null, // GFLOP/s
-      "rms-norm": null, // GB/s
-      "rms-norm-backward": null, // GB/s
-      swiglu: null, // GB/s
-      "swiglu-backward": null, // GB/s
-      adamw: null, // GB/s
-      "lora-0.5b-2": null, // tokens/s
+      copy: 29.8, // GB/s
+      "matmul-1024": 1065.7, // GFLOP/s
+      "matmul-512x4864x896": 1104.1, // GFLOP/s
+      attention: 149.2, // GFLOP/s
+      "attention-backward": 164.1, // GFLOP/s
+      "rms-norm": 43.7, // GB/s
+      "rms-norm-backward": 33.6, // GB/s
+      swiglu: 38.2, // GB/s
+      "swiglu-backward": 33.8, // GB/s
+      adamw: 49.9, // GB/s
+      "lora-0.5b-2": 275.6, // tokens/s
     },
   },
 };

@@ -28,7 +28,7 @@ export function scale(x: Tensor, factor: number): Tensor {
   return submit(3, [x], [factor])[0]!;
 }
 
-/** y += alpha * x, in place; y and x have the same shape, any float dtypes */
+/** y += alpha * x, in place; y and x have the same shape, any float dtypes; they overlap wholly or not at all */
 export function axpy(y: Tensor, x: Tensor, alpha: number): void {
   submit(4, [y, x], [alpha]);
 }
