@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "core/arena.h"
 #include "core/error.h"
@@ -243,8 +244,28 @@ void device_upload(char* to, const char* from, int64_t bytes) {
 
 void device_copy(char* to, const char* from, int64_t bytes) { check("a copy", plugin->copy(to, from, static_cast<uint64_t>(bytes))); }
 
+// Notes what bad data the device has met since the last time, and then calls `done`.
+static void collect_fault(uint32_t owner, std::function<void()> done) {
+  with_pinned(4, [&](char* word) {
+    check("a download", plugin->take_fault(reinterpret_cast<int32_t*>(word)));
+    completions().push([word, owner, done](const char* why) {
+      if (why) note_failure(owner, "queued work", why);
+      else note_fault(owner, *reinterpret_cast<int32_t*>(word));
+      pinned().give(word, 4);
+      done();
+    });
+  });
+}
+
+void device_owner(uint32_t owner) {
+  static uint32_t last = 0;
+  const uint32_t before = std::exchange(last, owner);
+  if (before != 0 && before != owner) collect_fault(before, [] {});
+}
+
 void device_download(char* to, const char* from, int64_t bytes, uint32_t owner, std::function<void()> done) {
   try {
+    device_owner(owner);
     for (int64_t at = 0; at < bytes; at += kChunk) {
       const int64_t n = std::min(kChunk, bytes - at);
       with_pinned(n, [&](char* block) {
@@ -255,15 +276,7 @@ void device_download(char* to, const char* from, int64_t bytes, uint32_t owner, 
         });
       });
     }
-    with_pinned(4, [&](char* word) {
-      check("a download", plugin->take_fault(reinterpret_cast<int32_t*>(word)));
-      completions().push([word, owner, done](const char* why) {
-        if (why) note_failure(owner, "queued work", why);
-        else note_fault(owner, *reinterpret_cast<int32_t*>(word));
-        pinned().give(word, 4);
-        done();
-      });
-    });
+    collect_fault(owner, done);
   } catch (const Error& e) {
     executor().note_error(owner, e.code, e.what());
     // Pieces before may still be on their way to `to`, which belongs to the caller again after done().

@@ -17,6 +17,8 @@ const PluginApi* device_api();  // null when none is open
 // ---- executor thread only ----
 
 void device_run(int op, const KernelArgs& args);  // throws
+// The commands that follow are `owner`'s: bad data met before belongs to the one before, and is noted for it.
+void device_owner(uint32_t owner);
 void device_upload(char* to, const char* from, int64_t bytes);  // `from` may be reused on return
 void device_copy(char* to, const char* from, int64_t bytes);
 // Copies and then calls `done` on another thread; data errors met so far are noted for `owner` first. bytes = 0 only waits.

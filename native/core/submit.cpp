@@ -160,6 +160,7 @@ void Command::execute() const {
 
 void Command::run() const noexcept {
   try {
+    if (device == Device::cuda) device_owner(owner);
     execute();
   } catch (const Error& e) {
     executor().note_error(owner, e.code, e.what());
