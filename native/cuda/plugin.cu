@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <string>
@@ -20,6 +21,7 @@
 namespace llm::cuda {
 namespace {
 
+constexpr size_t kMostSpans = size_t{1} << 18;  // commands that a profile holds
 constexpr char kNoRoom[] = "the card has no room for scratch memory";
 constexpr size_t kScratchReserve = size_t{1} << 38, kScratchChunk = size_t{32} << 20, kSmallestMap = size_t{2} << 20;
 
@@ -143,7 +145,7 @@ const char* open(int card) {
   cudaDeviceProp p;
   if (const char* e = text(cudaGetDeviceProperties(&p, card))) return e;
   if (p.major < 8) {
-    snprintf(why, sizeof why, "%s has compute capability %d.%d, at least 8.0 is needed", p.name, p.major, p.minor);
+    snprintf(why, sizeof why, "%.127s has compute capability %d.%d, at least 8.0 is needed", p.name, p.major, p.minor);
     return why;
   }
   Driver& d = s.driver;
@@ -195,7 +197,7 @@ void info(DeviceInfo* to) {
   enter();
   cudaDeviceProp p;
   cudaGetDeviceProperties(&p, state().card);
-  snprintf(to->name, sizeof to->name, "%s", p.name);
+  snprintf(to->name, sizeof to->name, "%.127s", p.name);
   to->compute = state().ctx.arch;
   to->sms = state().ctx.sms;
   cudaDriverGetVersion(&to->driver);
@@ -241,7 +243,7 @@ const char* run(int op, const KernelArgs* args) {
   s.ctx.op = op;
   s.scratch_used = 0;
   Span span{op, nullptr, nullptr};
-  const bool timed = s.profiling && !s.capturing;
+  const bool timed = s.profiling && !s.capturing && s.spans.size() < kMostSpans;
   if (timed) {
     cudaEventCreate(&span.start);
     cudaEventCreate(&span.end);
@@ -252,6 +254,8 @@ const char* run(int op, const KernelArgs* args) {
     why = s.kernels[op](s.ctx, *args);
   } catch (const std::bad_alloc&) {
     why = kNoRoom;
+  } catch (const std::exception&) {  // none may cross the border of the library
+    why = "the host failed while the kernel was chosen";
   }
   if (timed) {
     cudaEventRecord(span.end, s.ctx.stream);
