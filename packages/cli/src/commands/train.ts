@@ -121,11 +121,7 @@ export const train = defineCommand({
     ["llm train train.config.ts --lr 1e-4 --steps 100", "a config file, two things changed"],
     [
       "llm train --model ./model --data train.jsonl --format alpaca --lora-rank 16 --epochs 3 --output ./adapter",
-      "LoRA",
-    ],
-    [
-      "llm train --model ./model --data train.jsonl --lora-rank 64 --quantize-base nf4 --checkpointing --output ./adapter",
-      "QLoRA: a quarter of the memory for the weights",
+      "LoRA; with --quantize-base nf4 and --checkpointing, QLoRA",
     ],
     [
       "llm train --model ./model --data text.txt --batch-tokens 4096 --checkpoint-every 500 --resume --output ./tuned",
