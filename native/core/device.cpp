@@ -25,12 +25,12 @@ constexpr int64_t kChunk = int64_t{16} << 20;          // a transfer goes throug
 constexpr int64_t kPinnedInFlight = int64_t{128} << 20;  // a faster host waits for the device here
 
 const PluginApi* plugin = nullptr;
-ArenaPool* arena = nullptr;
 
 [[noreturn]] void fail(const char* what, const char* why) {
   if (why == plugin->out_of_memory) {
-    if (arena) arena->trim_later();  // scratch space comes from the card itself: the next attempt shall find some
-    const MemoryStats s = main_pool(Device::cuda).stats();
+    auto& pool = static_cast<ArenaPool&>(main_pool(Device::cuda));
+    pool.trim_later();  // scratch space comes from the card itself: the next attempt shall find some
+    const MemoryStats s = pool.stats();
     throw Error(Code::out_of_memory, std::string("[memory] cuda has no room for the scratch space of ") + what + ": " +
                                          std::to_string(s.live_total >> 20) + " MiB in use; turn down batch tokens or set a memory limit");
   }
@@ -179,6 +179,19 @@ void note_fault(uint32_t owner, int32_t code) {
   executor().note_error(owner, Code::numeric, std::string("[") + kOps[op].name + "] " + text);
 }
 
+// Notes what bad data the device has met since the last time, and then calls `done`.
+void collect_fault(uint32_t owner, std::function<void()> done) {
+  with_pinned(4, [&](char* word) {
+    check("a download", plugin->take_fault(reinterpret_cast<int32_t*>(word)));
+    completions().push([word, owner, done](const char* why) {
+      if (why) note_failure(owner, "queued work", why);
+      else note_fault(owner, *reinterpret_cast<int32_t*>(word));
+      pinned().give(word, 4);
+      done();
+    });
+  });
+}
+
 struct DevicePages : PageSource {
   char* reserve(int64_t bytes) override {
     void* base = nullptr;
@@ -219,12 +232,16 @@ void open_device(const std::string& path, int ordinal) {
   if (api->abi != kPluginAbi || api->op_abi != kAbi) throw Error(Code::device, "[device] " + path + " was built for another version of the core; build both again");
   if (const char* why = api->open(ordinal)) throw Error(Code::device, std::string("[device] cuda: ") + why);
   plugin = api;
-  opened = ordinal;
   uint64_t free_bytes = 0, total = 0;
   api->memory_info(&free_bytes, &total);
-  // Holes in the addresses are not filled again, so there are many more addresses than memory.
-  arena = new ArenaPool(Device::cuda, *new DevicePages, static_cast<int64_t>((total >> 30) + 1) << 33);
-  set_main_pool(Device::cuda, arena);
+  try {
+    // Holes in the addresses are filled only when the rest is used up, so there are many more addresses than memory.
+    set_main_pool(Device::cuda, new ArenaPool(Device::cuda, *new DevicePages, static_cast<int64_t>((total >> 30) + 1) << 33));
+  } catch (...) {
+    plugin = nullptr;
+    throw;
+  }
+  opened = ordinal;
 }
 
 const PluginApi* device_api() { return plugin; }
@@ -243,19 +260,6 @@ void device_upload(char* to, const char* from, int64_t bytes) {
 }
 
 void device_copy(char* to, const char* from, int64_t bytes) { check("a copy", plugin->copy(to, from, static_cast<uint64_t>(bytes))); }
-
-// Notes what bad data the device has met since the last time, and then calls `done`.
-static void collect_fault(uint32_t owner, std::function<void()> done) {
-  with_pinned(4, [&](char* word) {
-    check("a download", plugin->take_fault(reinterpret_cast<int32_t*>(word)));
-    completions().push([word, owner, done](const char* why) {
-      if (why) note_failure(owner, "queued work", why);
-      else note_fault(owner, *reinterpret_cast<int32_t*>(word));
-      pinned().give(word, 4);
-      done();
-    });
-  });
-}
 
 void device_owner(uint32_t owner) {
   static uint32_t last = 0;

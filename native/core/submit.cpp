@@ -407,6 +407,11 @@ void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void(st
   hand_on(std::move(c));
 }
 
+// Throws the first error of this thread's commands since the last time.
+static void throw_pending() {
+  if (const auto failure = executor().take_error(current_owner)) throw *failure;
+}
+
 void tensor_read(Handle h, void* data, int64_t bytes) {
   check_readable("tensor.read");
   const Tensor t = table_get(h);
@@ -489,10 +494,6 @@ void wait_all() {
   }
   executor().wait_all();
   throw_pending();
-}
-
-void throw_pending() {
-  if (const auto failure = executor().take_error(current_owner)) throw *failure;
 }
 
 void forget_owner(uint32_t owner) {

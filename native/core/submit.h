@@ -86,12 +86,12 @@ std::vector<Output> submit(int op, const Handle* in, int n_in, const double* att
 Handle tensor_empty(DType dtype, const int64_t* shape, int ndim, Tag tag, Device device);
 void tensor_write(Handle h, const void* data, int64_t bytes);  // in queue order; the data is copied at once
 void tensor_read(Handle h, void* data, int64_t bytes);         // waits for the commands that touch it; throws a pending error
-// As tensor_read, without waiting: `done` is called on another thread when the data is there (or could not be had); then throw_pending().
+// As tensor_read, without waiting: `done` is called on another thread when the data is there, with the error that was met
+// up to here, if any.
 void tensor_read_then(Handle h, void* data, int64_t bytes, std::function<void(std::optional<Error>)> done);
 // A dense tensor with the same numbers on another device, in queue order.
 Handle tensor_to(Handle h, Device device, Tag tag);
 void wait_all();                             // waits for the whole queue and the device; throws a pending error
-void throw_pending();                        // throws the first error of this thread's commands since the last time
 void forget_owner(uint32_t owner);           // a thread ends: ends its recording, frees its tensors and errors
 
 void set_inline(bool on);  // run commands on the calling thread (debugging, and processes that want one thread)

@@ -55,6 +55,15 @@ struct FakePages : PageSource {
 
 constexpr int64_t MiB = int64_t{1} << 20;
 
+bool refuses(ArenaPool& pool, int64_t bytes) {
+  try {
+    pool.allocate(bytes);
+  } catch (const Error& e) {
+    return e.code == Code::out_of_memory;
+  }
+  return false;
+}
+
 void reuse_and_joining() {
   FakePages pages(256 * MiB);
   ArenaPool pool(Device::cuda, pages, 1024 * MiB);
@@ -103,13 +112,7 @@ void full_card() {
   std::memset(d, 7, 60 * MiB);
   expect(pages.waits == 1, "idle pages move only when nothing queued uses them");
   expect(pages.mapped <= 128 * MiB, "never more than the card has");
-  bool thrown = false;
-  try {
-    pool.allocate(40 * MiB);
-  } catch (const Error& e) {
-    thrown = e.code == Code::out_of_memory;
-  }
-  expect(thrown, "a full card is a typed error");
+  expect(refuses(pool, 40 * MiB), "a full card is a typed error");
   pool.release(a, 32 * MiB);
   void* e = pool.allocate(30 * MiB);
   expect(e != nullptr, "after the error memory can be had again");
@@ -121,13 +124,7 @@ void limit() {
   ArenaPool pool(Device::cuda, pages, 1024 * MiB);
   pool.set_limit(64 * MiB);
   void* a = pool.allocate(32 * MiB);
-  bool thrown = false;
-  try {
-    pool.allocate(64 * MiB);
-  } catch (const Error&) {
-    thrown = true;
-  }
-  expect(thrown && pages.mapped <= 64 * MiB, "the limit holds");
+  expect(refuses(pool, 64 * MiB) && pages.mapped <= 64 * MiB, "the limit holds");
   pool.release(a, 32 * MiB);
 }
 
@@ -175,13 +172,7 @@ void refusal_leaves_the_card_alone() {
   FakePages pages(1024 * MiB);
   ArenaPool pool(Device::cuda, pages, 8192 * MiB);
   void* a = pool.allocate(64 * MiB);
-  bool refused = false;
-  try {
-    pool.allocate(2048 * MiB);
-  } catch (const Error& e) {
-    refused = e.code == Code::out_of_memory;
-  }
-  expect(refused, "more than the card holds is refused");
+  expect(refuses(pool, 2048 * MiB), "more than the card holds is refused");
   expect(pages.mapped == 64 * MiB, "a refused allocation keeps no pages");
   pool.release(a, 64 * MiB);
 }

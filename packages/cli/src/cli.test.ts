@@ -176,17 +176,7 @@ export default defineConfig({ model: "model", data, lora: { rank, targets: ["q_p
   });
 
   test("--quantize-base trains an adapter on a base in NF4 (QLoRA)", async () => {
-    const words = [
-      "train",
-      "--model",
-      at("model"),
-      "--data",
-      at("train.jsonl"),
-      "--steps",
-      "2",
-      "--quantize-base",
-      "nf4",
-    ];
+    const words = split(`train --model ${at("model")} --data ${at("train.jsonl")} --steps 2 --quantize-base nf4`);
     const { code, stdout } = await llm(...words, "--lora-rank", "2", "--checkpointing", "--output", at("qlora"));
     expect(code).toBe(0);
     expect(last(stdout)).toMatchObject({ type: "done", kind: "adapter", steps: 2 });
