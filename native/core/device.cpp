@@ -246,7 +246,11 @@ void open_device(const std::string& path, int ordinal) {
 
 const PluginApi* device_api() { return plugin; }
 
-void device_run(int op, const KernelArgs& args) { check(kOps[op].name, plugin->run(op, &args)); }
+void device_run(int op, const KernelArgs& args) {
+  const PluginCommand alone{op, args};
+  int taken = 0;
+  check(kOps[op].name, plugin->run(&alone, 1, 0, &taken));
+}
 
 void device_upload(char* to, const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += kChunk) {
@@ -288,6 +292,29 @@ void device_download(char* to, const char* from, int64_t bytes, uint32_t owner, 
   }
 }
 
+namespace {
+
+// The plugin sees all commands at once and may do the work of neighbours by one kernel; host actions (op < 0) it leaves alone.
+void run_together(const std::vector<Command>& commands) {
+  std::vector<std::vector<View>> outputs;
+  std::vector<PluginCommand> list;
+  for (const Command& c : commands) {
+    std::vector<View>& out = outputs.emplace_back(c.out);
+    list.push_back({c.op, {c.in.data(), static_cast<int>(c.in.size()), out.data(), static_cast<int>(out.size()), c.attr.data(), static_cast<int>(c.attr.size())}});
+  }
+  const int n = static_cast<int>(list.size());
+  for (int at = 0, taken = 1; at < n; at += taken) {
+    if (list[at].op < 0) {
+      taken = 1;
+      commands[at].execute();
+    } else {
+      check(kOps[list[at].op].name, plugin->run(list.data(), n, at, &taken));
+    }
+  }
+}
+
+}  // namespace
+
 DeviceGraph::~DeviceGraph() {
   if (graph_) plugin->drop_graph(graph_);
 }
@@ -296,7 +323,7 @@ void DeviceGraph::run(const std::vector<Command>& commands) {
   if (graph_) return check("a graph", plugin->launch(graph_));
   if (warm_) check("a graph", plugin->capture_begin());
   try {
-    for (const Command& c : commands) c.execute();
+    run_together(commands);
   } catch (...) {
     if (warm_) {
       void* broken = nullptr;

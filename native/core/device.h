@@ -28,7 +28,7 @@ void device_download(char* to, const char* from, int64_t bytes, uint32_t owner, 
 class DeviceGraph {
  public:
   ~DeviceGraph();
-  // The first call runs the commands as they are (kernels may choose algorithms by timing them), the second captures, later ones replay.
+  // The first call runs the commands without a graph (kernels may choose algorithms by timing them), the second captures, later ones replay.
   void run(const std::vector<Command>& commands);
   int nodes() const { return nodes_; }
 

@@ -8,7 +8,7 @@
 
 namespace llm {
 
-constexpr int kPluginAbi = 1;  // raised with every change of this file; the op table has its own number (gen/ops.h: kAbi)
+constexpr int kPluginAbi = 2;  // raised with every change of this file; the op table has its own number (gen/ops.h: kAbi)
 
 struct DeviceInfo {
   char name[128];
@@ -16,6 +16,11 @@ struct DeviceInfo {
   int sms;                // streaming multiprocessors
   int driver, runtime;    // CUDA versions, 12040 = 12.4
   char libraries[2048];   // one line a library: name, version and path, or why it is missing
+};
+
+struct PluginCommand {
+  int op;  // negative: an action of the host, which the plugin is not asked to run
+  KernelArgs args;
 };
 
 struct PluginApi {
@@ -36,7 +41,9 @@ struct PluginApi {
 
   // Commands, from the executor thread only; each returns before the device has run it.
   bool (*has)(int op);
-  const char* (*run)(int op, const KernelArgs* args);
+  // Runs command `at` of `n`, and with it as many of the next as one kernel can do the work of: `taken` in all.
+  // Every output is written as if they had run one by one. While a graph is captured the list is all that it will hold.
+  const char* (*run)(const PluginCommand* commands, int n, int at, int* taken);
   const char* (*upload)(void* device, const void* pinned, uint64_t bytes);
   const char* (*copy)(void* to, const void* from, uint64_t bytes);  // within the device
   const char* (*download)(void* pinned, const void* device, uint64_t bytes);

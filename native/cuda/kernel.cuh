@@ -14,7 +14,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
-#include "core/op.h"
+#include "core/plugin.h"
 #include "gen/ops.h"
 
 namespace llm::cuda {
@@ -44,6 +44,11 @@ struct Context {
   int shared_bytes;    // most shared memory of a block (opt-in)
   int64_t l2_bytes;
   int* fault_word;     // device memory
+  const PluginCommand* captured;  // all commands of the graph that is being captured, or null
+  int captured_count;
+
+  // Whether a kernel may read v before wait_for_previous(): it is known that none of the commands that may still run then writes it.
+  bool settled(const View& v) const;
 
   // Device memory for this command alone, 256-byte aligned; several calls give several blocks. Contents are undefined. Its address is the
   // same in every replay of a graph. Throws when the card is full (run() turns that into the command's error).
@@ -144,6 +149,22 @@ inline T* data_of(const View& v) {
   return reinterpret_cast<T*>(v.data);
 }
 inline bool present(const View& v) { return v.ndim >= 0; }
+// Whether the elements lie side by side.
+inline bool is_one_piece(const View& v) {
+  int64_t inner = 1;
+  for (int i = 1; i < v.ndim; i++) inner *= v.shape[i];
+  return v.ndim < 1 || v.shape[0] <= 1 || v.stride[0] == inner;
+}
+// From the first byte to the last.
+struct Bytes {
+  const char *begin, *end;
+};
+inline Bytes bytes_of(const View& v) {
+  int64_t last = view_numel(v) - 1;
+  if (last < 0) return {v.data, v.data};
+  if (!is_one_piece(v)) last += (v.shape[0] - 1) * (v.stride[0] - view_numel(v) / v.shape[0]);
+  return {v.data, v.data + (last + 1) * static_cast<int64_t>(dtype_bytes(v.dtype))};
+}
 // Rows and columns of a tensor seen as [all but the last dim, last dim].
 inline int64_t last_dim(const View& v) { return v.ndim == 0 ? 1 : v.shape[v.ndim - 1]; }
 

@@ -136,13 +136,6 @@ const char* rope(Context& ctx, const KernelArgs& k) {
 
 // ---- SwiGLU ----------------------------------------------------------------------------------------------------------------------
 
-// 1 / (1 + exp(-x)); the fast instructions are good to about 2^-20, which 16-bit results do not show.
-template <class T>
-__device__ inline float sigmoid(float x) {
-  if constexpr (sizeof(T) == 4) return 1.0f / (1.0f + expf(-x));
-  return __fdividef(1.0f, 1.0f + __expf(-x));
-}
-
 template <class T>
 struct Gated {
   const T *x, *dy;  // x: [rows, 2 cols], gate then up

@@ -18,8 +18,6 @@ struct Forward {
   int lanes;
 };
 
-__device__ inline float rstd_of(float squares, int64_t cols, float eps) { return 1.0f / sqrtf(squares / static_cast<float>(cols) + eps); }
-
 // A group takes R rows, one below the other.
 template <class T, int P, int R, bool Add>
 __global__ void __launch_bounds__(kThreads) norm_rows(const Forward<T> k) {

@@ -71,6 +71,8 @@ struct Group {
   }
 };
 
+__device__ inline float rstd_of(float squares, int64_t cols, float eps) { return 1.0f / sqrtf(squares / static_cast<float>(cols) + eps); }
+
 // Makes the compiler convert a pack again instead of keeping its elements as floats, which takes twice the registers.
 template <class T>
 __device__ inline void keep_packed(Pack<T>& p) {

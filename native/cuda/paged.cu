@@ -140,9 +140,20 @@ bool for_tensor_cores(const PagedArgs& a) {
 }
 
 const char* paged_attention(Context& ctx, const KernelArgs& k) {
-  const View &q = k.in[0], &cache = k.in[1], &table = k.in[5];
-  if (view_numel(q) == 0) return nullptr;
+  if (view_numel(k.in[0]) == 0) return nullptr;
   PagedArgs a{};
+  if (const char* why = paged_args(ctx, k, a)) return why;
+  if (!a.tensor_cores) return paged_generic(ctx, a);
+  if (can_paged_step(ctx, a)) return paged_step(ctx, a, nullptr);
+  if (a.by_token) return paged_decode(ctx, a);
+  const char* why = paged_decode(ctx, a);
+  return why ? why : paged_prefill(ctx, a);
+}
+
+}  // namespace
+
+const char* paged_args(const Context& ctx, const KernelArgs& k, PagedArgs& a) {
+  const View &q = k.in[0], &cache = k.in[1], &table = k.in[5];
   a.q = q.data;
   a.k = cache.data;
   a.v = k.in[2].data;
@@ -173,17 +184,13 @@ const char* paged_attention(Context& ctx, const KernelArgs& k) {
   a.bad_length = ctx.code(Fault::kv_length);
   a.bad_entry = ctx.code(Fault::block_entry);
   a.bad_boundaries = ctx.code(Fault::boundaries);
-  a.by_token = true;
-  if (!for_tensor_cores(a)) return paged_generic(ctx, a);
+  a.settled = ctx.settled(table) && ctx.settled(k.in[6]) && ctx.settled(k.in[7]);
+  a.tensor_cores = for_tensor_cores(a);
   // As many tokens as sequences: a decode step, where each token is a unit of work, also if a sequence should have several or none. Else
-  // sequences with one query go there, the others to the tiles of paged_prefill.
-  a.by_token = a.tokens == a.sequences;
-  if (a.by_token) return paged_decode(ctx, a);
-  const char* why = paged_decode(ctx, a);
-  return why ? why : paged_prefill(ctx, a);
+  // sequences with one query go to paged_decode, the others to the tiles of paged_prefill.
+  a.by_token = !a.tensor_cores || a.tokens == a.sequences;
+  return nullptr;
 }
-
-}  // namespace
 
 const CudaEntry cuda_paged[] = {{op_kv_append, kv_append}, {op_paged_attention, paged_attention}};
 const int cuda_paged_count = sizeof(cuda_paged) / sizeof(cuda_paged[0]);

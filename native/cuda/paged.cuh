@@ -24,10 +24,35 @@ struct PagedArgs {
   int window;
   float scale;
   bool by_token;  // the units of a decode plan, see unit_of()
+  bool tensor_cores;  // whether their kernels take it
+  bool settled;   // no earlier command that may still run writes boundaries, lengths or table
   int* fault;
   int bad_length, bad_entry, bad_boundaries;
 };
 
+// The arguments of the op; nullptr or why not.
+const char* paged_args(const Context& ctx, const KernelArgs& k, PagedArgs& a);
+
+// What a decoder does with q, k and v right before: rope of q and k over the whole width, and kv_append of k and v. All of a's type.
+struct PagedFresh {
+  struct Rope {
+    const char* x;
+    char* out;
+    int64_t stride, limit;  // elements from token to token of x; positions in the tables
+    const float *cosines, *sines;
+    const int* positions;
+  } q, k;
+  const char* v;
+  int64_t v_stride;
+  const int *k_slots, *v_slots;
+  int64_t slots;  // of the cache
+  int bad_position, bad_slot;
+};
+
+// Attention of a few single queries over caches of moderate length. `fresh`: null, or what comes before; the cache is of a's type then, and
+// a.settled speaks of tables, positions and slots too.
+bool can_paged_step(const Context& ctx, const PagedArgs& a);
+const char* paged_step(Context& ctx, const PagedArgs& a, const PagedFresh* fresh);
 // Attention of single queries over any number of keys. Tensor cores: 16-bit queries, a cache of the same type or i8, width 64 or 128.
 const char* paged_decode(Context& ctx, const PagedArgs& a);
 // The same with plain f32 arithmetic, for everything else.

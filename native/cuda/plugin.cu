@@ -14,6 +14,7 @@
 
 #include "core/plugin.h"
 #include "cuda/faults.h"
+#include "cuda/fuse.h"
 #include "cuda/kernel.cuh"
 #include "cuda/lib/finder.h"
 #include "cuda/tables.h"
@@ -237,9 +238,12 @@ const char* pinned(uint64_t bytes, void** block) {
 
 bool has(int op) { return state().kernels[op] != nullptr; }
 
-const char* run(int op, const KernelArgs* args) {
+const char* run(const PluginCommand* commands, int n, int at, int* taken) {
   State& s = state();
   enter();
+  const int op = commands[at].op;
+  s.ctx.captured = s.capturing ? commands : nullptr;
+  s.ctx.captured_count = n;
   s.ctx.op = op;
   s.scratch_used = 0;
   Span span{op, nullptr, nullptr};
@@ -251,7 +255,12 @@ const char* run(int op, const KernelArgs* args) {
   }
   const char* why;
   try {
-    why = s.kernels[op](s.ctx, *args);
+    *taken = 0;
+    why = run_fused(s.ctx, commands + at, n - at, taken);
+    if (*taken == 0) {
+      why = s.kernels[op](s.ctx, commands[at].args);
+      *taken = 1;
+    }
   } catch (const std::bad_alloc&) {
     why = kNoRoom;
   } catch (const std::exception&) {  // none may cross the border of the library
@@ -385,6 +394,25 @@ const PluginApi& api() {
 }
 
 }  // namespace
+
+// Kernels overlap within a graph only: it begins when everything before it has finished.
+bool Context::settled(const View& v) const {
+  if (!captured || !present(v)) return captured != nullptr;
+  const Bytes mine = bytes_of(v);
+  const auto clear = [&](const View& written) {
+    const Bytes other = bytes_of(written);
+    return !present(written) || other.begin >= mine.end || other.end <= mine.begin;
+  };
+  for (int i = 0; i < captured_count; i++) {
+    const PluginCommand& c = captured[i];
+    if (c.op < 0) continue;
+    for (int o = 0; o < c.args.n_out; o++)
+      if (!clear(c.args.out[o])) return false;
+    for (int j = 0; j < kOps[c.op].n_inputs && j < c.args.n_in; j++)
+      if (kOps[c.op].inputs[j].mutated && !clear(c.args.in[j])) return false;
+  }
+  return true;
+}
 
 void* Context::scratch(size_t bytes) {
   State& s = state();

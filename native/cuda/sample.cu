@@ -25,6 +25,7 @@ __device__ inline Peak shuffled(const Peak& p, int d) {
 
 template <class T>
 __global__ void __launch_bounds__(kPeakThreads) peaks(const T* logits, int64_t cols, int slices, Peak* out) {
+  follow();
   __shared__ Peak of_warp[kPeakThreads / 32];
   const int64_t row = blockIdx.x / slices, slice = blockIdx.x % slices, width = (cols + slices - 1) / slices;
   const int64_t begin = min(cols, slice * width), end = min(cols, begin + width);
@@ -60,6 +61,7 @@ __global__ void __launch_bounds__(kPeakThreads) peaks(const T* logits, int64_t c
 
 template <class T>
 __global__ void __launch_bounds__(kBinThreads) histogram(const SampleArgs a, Histogram* out) {
+  follow();
   __shared__ uint32_t count[kBins], excess[kBins];
   __shared__ Edge edges[kBinsOfOctave];
   __shared__ Row shared_row;
@@ -136,8 +138,8 @@ const char* sample(Context& ctx, const KernelArgs& k) {
   a.histograms = bins;
   const char* why = dispatch(logits.dtype, [&](auto t) {
     using T = decltype(t);
-    peaks<T><<<static_cast<unsigned>(rows * a.peak_slices), kPeakThreads, 0, ctx.stream>>>(data_of<const T>(logits), cols, a.peak_slices, found);
-    histogram<T><<<static_cast<unsigned>(rows * a.slices), kBinThreads, 0, ctx.stream>>>(a, bins);
+    launch(ctx, peaks<T>, static_cast<unsigned>(rows * a.peak_slices), kPeakThreads, 0, data_of<const T>(logits), cols, a.peak_slices, found);
+    launch(ctx, histogram<T>, static_cast<unsigned>(rows * a.slices), kBinThreads, 0, a, bins);
     return launched();
   });
   return why ? why : draw_tokens(ctx, a, logits.dtype, rows);

@@ -328,6 +328,7 @@ struct Ranking {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) draw(const SampleArgs a) {
+  follow();
   extern __shared__ __align__(16) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
   const int64_t b = blockIdx.x;
@@ -417,7 +418,7 @@ const char* draw_tokens(Context& ctx, const SampleArgs& a, DType type, int64_t r
     using T = decltype(t);
     const cudaError_t e = cudaFuncSetAttribute(draw<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
     if (e != cudaSuccess) return cudaGetErrorString(e);
-    draw<T><<<static_cast<unsigned>(rows), kThreads, sizeof(Shared), ctx.stream>>>(a);
+    launch(ctx, draw<T>, static_cast<unsigned>(rows), kThreads, sizeof(Shared), a);
     return launched();
   });
 }

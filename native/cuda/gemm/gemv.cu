@@ -1,6 +1,7 @@
 // Few rows of x against a weight [n, k] that is streamed once: the products of decoding. Chooses the kernel of gemv.cuh and its shape.
 #include "cuda/gemm/gemv.cuh"
 #include "cuda/gemm/paths.h"
+#include "cuda/gemm/row.h"
 
 namespace llm::cuda {
 namespace {
@@ -68,6 +69,16 @@ bool can_gemv(const Gemm& g) {
 
 const char* gemv(Context& ctx, const Gemm& g) {
   GemvArgs p{g.b, g.a, g.ldb, g.lda, g.n, static_cast<int>(g.k), static_cast<int>(g.m), 1, epilogue_of(g)};
+  if (g.m == 1 && in_one_dtype(g)) {
+    RowProduct row{};
+    row.w = g.b;
+    row.x = g.a;
+    row.ldw = g.ldb;
+    row.n = static_cast<int>(g.n);
+    row.k = static_cast<int>(g.k);
+    row.e = p.e;
+    if (g.n <= INT32_MAX && can_row_product(ctx, g.dtype_b, row)) return row_product(ctx, g.dtype_b, row);
+  }
   if (in_one_dtype(g)) return g.dtype_b == DType::bf16 ? one_dtype<bf16>(ctx, p) : one_dtype<f16>(ctx, p);
   if (g.dtype_a != DType::f32 || !rows_aligned16(g.a, g.lda, DType::f32)) {  // x is small
     p.ldx = ceil_div(g.k, 4) * 4;

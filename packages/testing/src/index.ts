@@ -2,8 +2,8 @@ export { gradientCheck, type GradientCheckOptions, type GradientError } from "./
 export { type GradientCase, type GradientInput, type GradientResult, runGradientCase } from "./gradient-oracle.js";
 export { expectNoLeaks, type LeakOptions } from "./leaks.js";
 export { opCases } from "./ops/cases.js";
-export { differentBits, opChecks } from "./ops/checks.js";
-export { fromTensor, makeNumbers, type Numbers, numbers, toTensor, type Values } from "./ops/numbers.js";
+export { opChecks } from "./ops/checks.js";
+export { differentBits, fromTensor, makeNumbers, type Numbers, numbers, toTensor, type Values } from "./ops/numbers.js";
 export type { CaseInput, CaseResult, OpCase, OpCheck, Tolerance } from "./ops/op-case.js";
 export { type Reference, references } from "./ops/reference.js";
 export { callOp, largestError, runCase, runCheck } from "./ops/run-case.js";

@@ -1,26 +1,15 @@
 /** Properties of ops that no single call against a reference shows. */
 import { defaultDevice, type DType, dtypes, empty, native, type Tensor, tensor } from "@llm/core";
 import { philox4x32, uniform01 } from "@llm/models";
-import { fromTensor, makeNumbers, type Numbers, numbers, toTensor } from "./numbers.js";
+import { differentBits, fromTensor, makeNumbers, type Numbers, numbers, toTensor } from "./numbers.js";
 import type { OpCheck } from "./op-case.js";
 import { quantizeVector } from "./reference-layers.js";
 import { softDivergence } from "./reference-loss.js";
+import { fusedChecks } from "./checks-fused.js";
 import { quantChecks } from "./checks-quant.js";
 import { candidates } from "./reference-sampling.js";
 
 const code = (dtype: DType): number => dtypes.indexOf(dtype);
-
-/** Number of elements whose bits differ. */
-export function differentBits(a: Tensor, b: Tensor): number {
-  const [x, y] = [a.bitsSync(), b.bitsSync()].map((t) => new Uint8Array(t.buffer, t.byteOffset, t.byteLength)) as [
-    Uint8Array,
-    Uint8Array,
-  ];
-  if (x.length !== y.length) return Infinity;
-  let count = 0;
-  x.forEach((byte, i) => (count += byte === y[i] ? 0 : 1));
-  return count;
-}
 
 /** Sum of (seen − expected)² / expected. */
 function chiSquare(seen: readonly number[], expected: readonly number[]): number {
@@ -400,4 +389,5 @@ export const opChecks: readonly OpCheck[] = [
   aliases,
   castRoundTrip,
   ...quantChecks,
+  ...fusedChecks,
 ];

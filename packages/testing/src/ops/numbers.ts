@@ -148,3 +148,15 @@ export function makeNumbers(dtype: DType, shape: readonly number[], values: Valu
   }
   return rounded(out);
 }
+
+/** Number of elements whose bits differ. */
+export function differentBits(a: Tensor, b: Tensor): number {
+  const [x, y] = [a.bitsSync(), b.bitsSync()].map((t) => new Uint8Array(t.buffer, t.byteOffset, t.byteLength)) as [
+    Uint8Array,
+    Uint8Array,
+  ];
+  if (x.length !== y.length) return Infinity;
+  let count = 0;
+  x.forEach((byte, i) => (count += byte === y[i] ? 0 : 1));
+  return count;
+}
