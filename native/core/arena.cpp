@@ -99,6 +99,7 @@ void* ArenaPool::allocate(int64_t bytes) {
   Arena& arena = bytes <= kSmall ? small_ : large_;
   std::unique_lock lock(mutex_);
   const auto attempt = [&]() -> char* {
+    if (stats_.limit > 0 && small_.used() + large_.used() + bytes > stats_.limit) return nullptr;
     if (char* block = arena.take(bytes)) return block;
     const int64_t chunk = bytes <= kSmall ? kSmallChunk : kLargeChunk;
     if (stats_.limit > 0 && small_.mapped() + large_.mapped() + round_up(bytes, chunk) > stats_.limit) return nullptr;

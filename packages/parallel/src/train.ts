@@ -288,7 +288,7 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
       tokensPerSecond: speed.add(now, at.tokens),
       elapsedMs: now - began,
       etaMs: ((now - began) / (at.step - first)) * (totalSteps - at.step),
-      memoryBytes: memory().liveBytes,
+      memoryBytes: memory(parameters[0]!.tensor.device).liveBytes,
       ...(numbers.skipped ? { skipped: numbers.skipped } : {}),
       ...(metrics.length > 0
         ? { metrics: Object.fromEntries(metrics.map(([name, value]) => [name, value / numbers.weight])) }
