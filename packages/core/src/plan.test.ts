@@ -54,8 +54,13 @@ describe("a Plan", () => {
     const cu = Int32Array.of(0, 5, length);
     const positions = Int32Array.from({ length }, (_, t) => (t < 5 ? t : t - 5));
     const ids = (step: number): Int32Array => Int32Array.from({ length }, (_, t) => (t * 37 + step * 11) % 256);
-    const labels = (step: number): Int32Array => ids(step).map((x, t) => (t === 4 || t % 5 === step ? -100 : (x * 3) % 256));
-    const numbers = (step: number): StepOptions => ({ lr: 1e-2 / (step + 1), gradScale: 1 / (8 + step), maxGradNorm: step % 2 });
+    const labels = (step: number): Int32Array =>
+      ids(step).map((x, t) => (t === 4 || t % 5 === step ? -100 : (x * 3) % 256));
+    const numbers = (step: number): StepOptions => ({
+      lr: 1e-2 / (step + 1),
+      gradScale: 1 / (8 + step),
+      maxGradNorm: step % 2,
+    });
     const run = (planned: boolean): { losses: number[]; norms: number[]; weights: Tensor[]; free: () => void } => {
       const model = tinyModel({ modelType: "qwen3", layers: 2 });
       const parameters = model.decoder.trainable();

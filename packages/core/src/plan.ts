@@ -36,6 +36,10 @@ export class Plan {
   }
 }
 
+let underWay = false;
+/** True while `recordPlan` runs its function. */
+export const planRecording = (): boolean => underWay;
+
 export interface RecordOptions {
   /** Record gradients in `fn`, which may then call `backward()` and an optimizer's `update()`. @default false */
   gradients?: boolean;
@@ -49,6 +53,7 @@ export interface RecordOptions {
 export function recordPlan<T>(fn: () => T, { gradients = false }: RecordOptions = {}): { plan: Plan; result: T } {
   const id = nativePlan.record();
   let result: T;
+  underWay = true;
   try {
     result = gradients ? fn() : noGrad(fn);
     if (typeof (result as { then?: unknown } | null | undefined)?.then === "function") {
@@ -58,6 +63,8 @@ export function recordPlan<T>(fn: () => T, { gradients = false }: RecordOptions 
     nativePlan.stop();
     nativePlan.free(id);
     throw error;
+  } finally {
+    underWay = false;
   }
   nativePlan.stop();
   return { plan: new Plan(id), result };
