@@ -40,6 +40,7 @@ let underWay = false;
 /** True while `recordPlan` runs its function. */
 export const planRecording = (): boolean => underWay;
 
+/** Options of {@link recordPlan}. */
 export interface RecordOptions {
   /** Record gradients in `fn`, which may then call `backward()` and an optimizer's `update()`. @default false */
   gradients?: boolean;

@@ -117,6 +117,7 @@ export interface Replay<M> {
   ): Omit<ObjectiveResult, "weightSum">;
 }
 
+/** An objective whose steps `train({ replay: true })` can record. */
 export type ReplayableObjective<M = TrainableModel> = Objective<M> & { readonly replay: Replay<M> };
 
 export function roomOf(batch: TokenBatch): BatchRoom {
