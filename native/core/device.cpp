@@ -219,8 +219,9 @@ struct DevicePages : PageSource {
   }
 };
 
-// At the end of the process: neither thread of ours uses the device while the CUDA libraries' own handlers take it down. Handlers run in
-// reverse order, so this one is registered again whenever a command may have loaded a library.
+// At the end of the process: neither thread of ours uses the device while the CUDA libraries' own handlers take it down. JavaScript has
+// waited for the queue by then (finish() in core/src/native.ts); this is for what its worker threads queued after that. Handlers run
+// in reverse order, so this one is registered again whenever a command may have loaded a library.
 void settle() {
   executor().park();
   plugin->synchronize();
