@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -120,6 +121,10 @@ class Completions {
     check("an event", plugin->record(&event));
     enqueue(event, std::move(act));
   }
+  void drain() {
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [&] { return queue_.empty() && !acting_; });
+  }
   // Without an event: as soon as those before it are done.
   void push_after(std::function<void(const char* why)> act) { enqueue(nullptr, std::move(act)); }
 
@@ -146,16 +151,20 @@ class Completions {
         wake_.wait(lock, [&] { return !queue_.empty(); });
         job = std::move(queue_.front());
         queue_.pop_front();
+        acting_ = true;
       }
       const char* why = job.event ? plugin->wait(job.event) : nullptr;
       if (job.event) plugin->drop(job.event);
       job.act(why);
+      std::lock_guard lock(mutex_);
+      acting_ = false;
+      idle_.notify_all();
     }
   }
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, idle_;
   std::deque<Job> queue_;
-  bool started_ = false;
+  bool started_ = false, acting_ = false;
 };
 
 Completions& completions() {
@@ -210,6 +219,15 @@ struct DevicePages : PageSource {
   }
 };
 
+// At the end of the process: neither thread of ours uses the device while the CUDA libraries' own handlers take it down. JavaScript has
+// waited for the queue by then (finish() in core/src/native.ts); this is for what its worker threads queued after that. Handlers run
+// in reverse order, so this one is registered again whenever a command may have loaded a library.
+void settle() {
+  executor().park();
+  plugin->synchronize();
+  completions().drain();
+}
+
 void copy_to_pinned(char* to, const char* from, int64_t bytes) {
   cpu::parallel_for(bytes, int64_t{1} << 20, [&](int64_t begin, int64_t end) { std::memcpy(to + begin, from + begin, end - begin); });
 }
@@ -242,14 +260,28 @@ void open_device(const std::string& path, int ordinal) {
     throw;
   }
   opened = ordinal;
+  std::atexit(settle);
 }
 
 const PluginApi* device_api() { return plugin; }
 
+namespace {
+
+// Runs command `at` of `n` and what the plugin takes along with it; returns how many that are.
+int run_from(const PluginCommand* commands, int n, int at) {
+  static bool ran[op_count] = {};
+  const int op = commands[at].op;
+  int taken = 0;
+  check(kOps[op].name, plugin->run(commands, n, at, &taken));
+  if (taken == 1 && !std::exchange(ran[op], true)) std::atexit(settle);
+  return taken;
+}
+
+}  // namespace
+
 void device_run(int op, const KernelArgs& args) {
   const PluginCommand alone{op, args};
-  int taken = 0;
-  check(kOps[op].name, plugin->run(&alone, 1, 0, &taken));
+  run_from(&alone, 1, 0);
 }
 
 void device_upload(char* to, const char* from, int64_t bytes) {
@@ -303,13 +335,9 @@ void run_together(const std::vector<Command>& commands) {
     list.push_back({c.op, {c.in.data(), static_cast<int>(c.in.size()), out.data(), static_cast<int>(out.size()), c.attr.data(), static_cast<int>(c.attr.size())}});
   }
   const int n = static_cast<int>(list.size());
-  for (int at = 0, taken = 1; at < n; at += taken) {
-    if (list[at].op < 0) {
-      taken = 1;
-      commands[at].execute();
-    } else {
-      check(kOps[list[at].op].name, plugin->run(list.data(), n, at, &taken));
-    }
+  for (int at = 0; at < n;) {
+    if (list[at].op >= 0) at += run_from(list.data(), n, at);
+    else commands[at++].execute();
   }
 }
 

@@ -8,6 +8,8 @@
 // and an output may lie where an input lay. Such commands run one by one.
 #include "cuda/fuse.h"
 
+#include <cstdlib>
+
 #include "cuda/gemm/row.h"
 #include "cuda/paged.cuh"
 
@@ -53,10 +55,10 @@ bool match_row(const Context& ctx, const PluginCommand* c, int n, bool with_norm
   Footprint memory;
   p = {};
   taken = 1 + with_norm + with_tail;
-  if (n < taken) return false;
+  if (n < taken || c[with_norm].op != op_matmul) return false;
   const KernelArgs& product = c[with_norm].args;
   const View &x = product.in[0], &w = product.in[1], &y = product.out[0];
-  if (c[with_norm].op != op_matmul || product.attr[0] != 0 || product.attr[1] == 0 || !is_one_row(x)) return false;
+  if (product.attr[0] != 0 || product.attr[1] == 0 || !is_one_row(x)) return false;
   type = x.dtype;
   if (!half_width(type) || w.dtype != type) return false;
   p.w = w.data;
@@ -101,20 +103,18 @@ bool match_row(const Context& ctx, const PluginCommand* c, int n, bool with_norm
 
   if (with_tail) {
     const PluginCommand& tail = c[with_norm + 1];
+    if (y.dtype != type || (tail.op != op_swiglu && tail.op != op_add)) return false;
     const View *in = tail.args.in, &out = tail.args.out[0];
-    if (y.dtype != type) return false;
     if (tail.op == op_swiglu) {
       if (!same_tensor(in[0], y)) return false;
       p.gated = out.data;
-    } else if (tail.op == op_add) {
+    } else {
       const int own = same_tensor(in[0], y) ? 0 : 1;
       const View& other = in[1 - own];
       if (!same_tensor(in[own], y) || other.dtype != type || view_numel(other) != view_numel(y) || !is_one_piece(other)) return false;
       p.other = other.data;
       p.added = out.data;
       memory.reads(other);
-    } else {
-      return false;
     }
     memory.writes(out);
   }
@@ -197,7 +197,9 @@ const char* run_attention(Context& ctx, const PluginCommand* c, int n, int* take
 
 const char* run_fused(Context& ctx, const PluginCommand* commands, int n, int* taken) {
   *taken = 0;
-  if (n < 2) return nullptr;
+  // LLM_CUDA_FUSE=0 runs every command by itself, to compare.
+  static const char* const wanted = std::getenv("LLM_CUDA_FUSE");
+  if (n < 2 || (wanted && *wanted == '0')) return nullptr;
   return commands->op == op_rope ? run_attention(ctx, commands, n, taken) : run_row(ctx, commands, n, taken);
 }
 

@@ -1,4 +1,5 @@
-// Few rows of x against a weight [n, k] that is streamed once: the products of decoding. Chooses the kernel of gemv.cuh and its shape.
+// Few rows of x against a weight [n, k] that is streamed once: the products of decoding. Chooses the kernel of gemv.cuh, or row.cuh, and its
+// shape.
 #include "cuda/gemm/gemv.cuh"
 #include "cuda/gemm/paths.h"
 #include "cuda/gemm/row.h"

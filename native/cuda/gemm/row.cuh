@@ -94,7 +94,7 @@ __device__ inline void finish_row(const RowProduct& p, int row, float sum, float
 }
 
 template <class T, int rows, int ahead, bool Norm, bool Gate>
-__global__ void __launch_bounds__(kRowThreads, 2) row_kernel(const RowProduct p, const RowShape shape) {
+__global__ void __launch_bounds__(kRowThreads, 3) row_kernel(const RowProduct p, const RowShape shape) {
   extern __shared__ uint4 normed[];
   __shared__ float part[2][kRowWarps][rows];
   constexpr int R = Gate ? rows / 2 : rows, N = 8;

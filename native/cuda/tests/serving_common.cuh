@@ -32,6 +32,7 @@ void* Context::scratch(size_t bytes) {
   }
   return p;
 }
+bool Context::settled(const View&) const { return false; }
 
 }  // namespace llm::cuda
 
