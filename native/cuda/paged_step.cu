@@ -18,7 +18,7 @@ namespace cg = cooperative_groups;
 constexpr int kRanks = 8, kMostTokens = 4;  // blocks of a cluster; tokens of a step
 constexpr int64_t kMostKeys = 4096;         // more are better spread over the card
 
-__device__ inline void bring_near(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+[[maybe_unused]] __device__ inline void bring_near(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // Cosines and sines of a token's position.
 template <int D>
