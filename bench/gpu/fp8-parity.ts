@@ -60,12 +60,17 @@ function run(fp8: boolean, adapterSeed: number): number[] {
 
 const [bf16, fp8, other] = [run(false, 4), run(true, 4), run(false, 9)];
 const every = (losses: number[]): string =>
-  losses.filter((_, i) => i % Math.ceil(steps / 10) === 0 || i === steps - 1).map((x) => x.toFixed(4)).join(" ");
+  losses
+    .filter((_, i) => i % Math.ceil(steps / 10) === 0 || i === steps - 1)
+    .map((x) => x.toFixed(4))
+    .join(" ");
 console.log(`bf16 ${every(bf16)}\nfp8  ${every(fp8)}`);
 const apart = (losses: number[]): string => {
   const relative = losses.map((x, i) => Math.abs(x - bf16[i]!) / bf16[i]!);
   const mean = relative.reduce((a, b) => a + b, 0) / steps;
   return `${(100 * Math.max(...relative)).toFixed(2)} % at most, ${(100 * mean).toFixed(2)} % on average`;
 };
-console.log(`RESULT fp8 from bf16 over ${steps} steps: ${apart(fp8)} (bar 1 %); bf16 with another adapter seed: ${apart(other)}`);
+console.log(
+  `RESULT fp8 from bf16 over ${steps} steps: ${apart(fp8)} (bar 1 %); bf16 with another adapter seed: ${apart(other)}`,
+);
 process.exit(0);

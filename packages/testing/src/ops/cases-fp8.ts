@@ -37,7 +37,13 @@ for (const dtype of floats) {
   add(
     "quantize_fp8",
     "zeros, halves between codes, below the smallest normal, negative zero",
-    [input(dtype, [4, 4], [0, 0, 0, 0, 448, 17, 19, -27, 448, 0.00390625, -0.001, 0.0009, 448, -0, 0.0146484375, 0.0029])],
+    [
+      input(
+        dtype,
+        [4, 4],
+        [0, 0, 0, 0, 448, 17, 19, -27, 448, 0.00390625, -0.001, 0.0009, 448, -0, 0.0146484375, 0.0029],
+      ),
+    ],
     [],
     exact,
   );
@@ -63,10 +69,7 @@ for (const dtype of floats) {
     [0, 16, 16, 0],
     [2, 16, 0, 0],
   ] as const) {
-    const weight = [
-      input("u8", [N, C], codes(N * C)),
-      input("f32", [N], { uniform: [0.001, 0.002] }),
-    ] as const;
+    const weight = [input("u8", [N, C], codes(N * C)), input("f32", [N], { uniform: [0.001, 0.002] })] as const;
     add("linear_fp8", "", [input(dtype, [T, C], { normal: 1 }, padding), ...weight, null], [], products);
     add("linear_fp8", "", [input(dtype, [T, C], { normal: 1 }), ...weight, input(dtype, [N])], [], products);
     add("linear_fp8_bwd", "", [input(dtype, [T, N], { normal: 1 }, padding), ...weight], [], products);
