@@ -87,6 +87,49 @@ __global__ void __launch_bounds__(kMostThreads) encode_kernel(const T* x, int64_
   }
 }
 
+// Long rows of 16-bit values times factors: a block a multiprocessor keeps the factors in shared memory, and has its next row on the way
+// while it encodes one. 4 S elements a thread.
+constexpr int kLongThreads = 1024;
+template <class T, int S>
+__global__ void __launch_bounds__(kLongThreads, 1) encode_long_kernel(const T* x, int64_t ld, int64_t rows, int cols, const float* factor, uint8_t* q, float* scales) {
+  extern __shared__ __align__(16) float factors[];
+  __shared__ float shared[32];
+  follow();
+  const int first = static_cast<int>(threadIdx.x) * 4;
+  constexpr int stride = kLongThreads * 4;
+  Few<T, 4> raw[S], next[S];
+  const auto fetch = [&](int64_t row) {
+#pragma unroll
+    for (int s = 0; s < S; s++)
+      if (first + s * stride < cols) next[s] = load_once<T, 4>(x + row * ld + first + s * stride);
+  };
+  if (blockIdx.x < rows) fetch(blockIdx.x);
+  for (int c = first; c < cols; c += stride) *reinterpret_cast<float4*>(factors + c) = *reinterpret_cast<const float4*>(factor + c);
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+#pragma unroll
+    for (int s = 0; s < S; s++) raw[s] = next[s];
+    if (row + gridDim.x < rows) fetch(row + gridDim.x);
+    // A thread reads the factors that it wrote itself.
+    float amax = kFp8Smallest, v[4];
+#pragma unroll
+    for (int s = 0; s < S; s++) {
+      if (first + s * stride >= cols) continue;
+      floats_of<T, 4, true>(raw[s], factors + first + s * stride, v);
+#pragma unroll
+      for (int j = 0; j < 4; j++) amax = fmaxf(amax, fabsf(v[j]));
+    }
+    amax = block_max(amax, shared);
+    const float inverse = __fdiv_rn(kFp8Largest, amax);
+    if (threadIdx.x == 0) scales[row] = __fdiv_rn(amax, kFp8Largest);
+#pragma unroll
+    for (int s = 0; s < S; s++) {
+      if (first + s * stride >= cols) continue;
+      floats_of<T, 4, true>(raw[s], factors + first + s * stride, v);
+      *reinterpret_cast<uint32_t*>(q + row * cols + first + s * stride) = codes_of(v[0] * inverse, v[1] * inverse, v[2] * inverse, v[3] * inverse);
+    }
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) encode_any_kernel(const T* x, int64_t ld, int64_t cols, const float* factor, uint8_t* q, float* scales) {
   __shared__ float shared[32];
@@ -137,6 +180,17 @@ const char* encode_fp8(Context& ctx, const void* x, DType dtype, int64_t ld, int
       return run(with_factors, std::integral_constant<int, 64>{});
     };
     const bool whole = cols % 16 == 0 && cols > 0 && cols <= kMostThreads * 64 && aligned16(from) && ld * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+    const auto run_long = [&](auto steps) -> const char* {
+      auto kernel = encode_long_kernel<T, decltype(steps)::value>;
+      static const cudaError_t sized = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLongThreads * 4 * decltype(steps)::value * 4);
+      if (sized != cudaSuccess) return cudaGetErrorString(sized);
+      const int64_t blocks = rows < ctx.sms ? rows : ctx.sms;
+      launch(ctx, kernel, dim3(static_cast<unsigned>(blocks)), kLongThreads, static_cast<size_t>(cols) * 4, from, ld, rows, static_cast<int>(cols), factor, q, scales);
+      return launched();
+    };
+    if constexpr (sizeof(T) == 2)
+      if (whole && factor && aligned16(q) && aligned16(factor) && cols > kLongThreads * 8 && cols <= kLongThreads * 40 && kLongThreads * 160 + 256 <= ctx.shared_bytes)
+        return cols <= kLongThreads * 20 ? run_long(std::integral_constant<int, 5>{}) : run_long(std::integral_constant<int, 10>{});
     if (whole && aligned16(q) && aligned16(factor)) return factor ? by_length(std::true_type{}) : by_length(std::false_type{});
     launch(ctx, encode_any_kernel<T>, grid, 256, 0, from, ld, cols, factor, q, scales);
     return launched();

@@ -47,6 +47,7 @@ const char* values_of(Context& ctx, const uint8_t* q, int64_t n, const void** to
 const char* by_values(Context& ctx, const Gemm& g) {
   Gemm plain = g;
   plain.bias = nullptr;
+  plain.scale_a = plain.scale_b = nullptr;
   plain.dtype_a = plain.dtype_b = DType::bf16;
   plain.dtype_c = DType::f32;
   const void* a = nullptr;

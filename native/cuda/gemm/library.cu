@@ -159,7 +159,7 @@ class Library {
     Plan& plan = *at->second;
     if (!plan.usable) return false;
     if (g.bias) fn_.desc_set(plan.desc, lt::kDescBiasPointer, &g.bias, sizeof g.bias);
-    if (g.scale_a) {
+    if (g.dtype_a == DType::u8) {
       fn_.desc_set(plan.desc, lt::kDescScalePointerA, &g.scale_b, sizeof g.scale_b);
       fn_.desc_set(plan.desc, lt::kDescScalePointerB, &g.scale_a, sizeof g.scale_a);
     }
