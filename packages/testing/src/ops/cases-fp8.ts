@@ -14,11 +14,11 @@ const codes = (n: number) => (): number[] =>
   });
 
 const products: Tolerance = {
-  f32: 2 ** -18,
+  f32: 2 ** -17,
   bf16: 2 ** -8,
   f16: 2 ** -9,
   reason:
-    "codes are the same everywhere and their products exact; sums are f32 in any order, or those of FP8 tensor cores, which keep 13 bits or more of each group of 32; one rounding at the end",
+    "codes are the same everywhere and their products exact; sums of up to 25,000 of them are f32 in any order, or those of FP8 tensor cores, which line up groups of 32 at about 13 bits below the largest; one rounding at the end",
 };
 
 for (const dtype of floats) {
@@ -70,7 +70,7 @@ for (const dtype of floats) {
     [0, 16, 16, 0],
     [2, 16, 0, 0],
     [3, 9232, 16, 0],
-    [150, 24592, 16, 16],
+    [2, 24592, 1, 16],
   ] as const) {
     const weight = [input("u8", [N, C], codes(N * C)), input("f32", [N], { uniform: [0.001, 0.002] })] as const;
     add("linear_fp8", "", [input(dtype, [T, C], { normal: 1 }, padding), ...weight, null], [], products);
@@ -78,5 +78,14 @@ for (const dtype of floats) {
     add("linear_fp8_bwd", "", [input(dtype, [T, N], { normal: 1 }, padding), ...weight], [], products);
   }
 }
+
+// Rows that go through shared memory on a GPU, and more of them than it has multiprocessors.
+add(
+  "linear_fp8_bwd",
+  "",
+  [input("bf16", [134, 8208]), input("u8", [8208, 1], codes(8208)), input("f32", [8208], { uniform: [0.001, 0.002] })],
+  [],
+  products,
+);
 
 export const fp8Cases: readonly OpCase[] = cases;

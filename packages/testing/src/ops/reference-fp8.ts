@@ -68,12 +68,12 @@ export const fp8: Record<string, Reference> = {
   linear_fp8_bwd: ([dy, q, scale]) => {
     const [T, N, C] = [dy!.shape[0]!, q!.shape[0]!, q!.shape[1]!];
     const scaled = { ...dy!, data: dy!.data.map((g, i) => fround(g * scale!.data[i % N]!)) };
-    const a = decoded(...encoded(scaled));
+    const [a, w] = [decoded(...encoded(scaled)), q!.data.map(fp8Value)];
     const dx = numbers(dy!.dtype, [T, C]);
     for (let t = 0; t < T; t++)
       for (let c = 0; c < C; c++) {
         let sum = 0;
-        for (let n = 0; n < N; n++) sum += a.data[t * N + n]! * fp8Value(q!.data[n * C + c]!);
+        for (let n = 0; n < N; n++) sum += a.data[t * N + n]! * w[n * C + c]!;
         dx.data[t * C + c] = sum;
       }
     return [dx];
