@@ -1,7 +1,7 @@
 // y = x w^T and dx = dy w for a frozen weight of e4m3 codes with a scale a row; x and dy are encoded here, row by row.
 //
-// The tensor cores of sm_89 and later multiply codes themselves: cuBLASLt (12.9 and later) with a scale for each row of both operands, both
-// with k along the rows. For dx that takes a transposed copy of the weight's codes, made here: keeping it would cost the memory that the
+// Hopper's tensor cores multiply codes themselves: cuBLASLt (12.9 and later) takes a scale for each row of both operands, both with k along
+// the rows. For dx that takes a transposed copy of the weight's codes, made here: keeping it would cost the memory that the
 // codes save. Where there is no such product, codes become 16-bit floats, which hold them exactly, and the scales follow in f32: the same
 // numbers but for the order of sums.
 #include "cuda/fp8/fp8.h"

@@ -27,7 +27,7 @@ export interface TrainConfig {
   adapter?: string;
   /**
    * Keep the frozen base quantized while an adapter trains on it: "nf4" in 4-bit NormalFloat with double quantization (QLoRA, the least memory),
-   * "fp8" in 8-bit floats (the fastest on GPUs with FP8 tensor cores). Absent: as loaded.
+   * "fp8" in 8-bit floats (the fastest on Hopper GPUs). Absent: as loaded.
    */
   quantizeBase?: "nf4" | "fp8";
   /** Follow a teacher instead of the labels alone. */

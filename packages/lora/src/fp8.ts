@@ -13,7 +13,7 @@ export type QuantizeFp8Options = v.InferInput<typeof QuantizeFp8Options>;
  * A model whose dense linears of the blocks are stored as e4m3 with an f32 scale for each out feature (embedding, norms, biases and output head
  * stay). Every product with such a weight quantizes its other operand row by row in the same way: activations in the forward pass,
  * gradients in the backward pass. With `applyLora` on top only the adapters train; they see activations and gradients as they are.
- * Fast on GPUs with FP8 tensor cores; elsewhere it gives the same numbers and saves memory only.
+ * Fast on NVIDIA's Hopper (cuBLASLt 12.9 or later); elsewhere it gives the same numbers and saves memory only.
  * @see Micikevicius et al. 2022, arXiv:2209.05433
  */
 export function quantizeFp8(model: CausalLM, options: QuantizeFp8Options = {}): CausalLM {

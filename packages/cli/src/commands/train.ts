@@ -24,7 +24,7 @@ export const TrainFlags = v.strictObject({
   lora: v.optional(v.boolean()),
   /** PEFT folder of an adapter to go on training. */
   adapter: v.optional(text),
-  /** Keep the frozen base in fewer bits while the adapter trains: nf4 is QLoRA, fp8 is faster on GPUs with FP8 tensor cores. */
+  /** Keep the frozen base in fewer bits while the adapter trains: nf4 is QLoRA, fp8 is the fastest on Hopper GPUs. */
   quantizeBase: v.optional(v.picklist(["nf4", "fp8"])),
   /** Data to measure the loss on that is not trained on. Give it once per file. */
   evaluationData: v.optional(v.array(text)),

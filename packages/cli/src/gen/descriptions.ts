@@ -90,7 +90,7 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     lora: ["Train a LoRA adapter instead of all weights; every --lora-… flag implies it."],
     adapter: ["PEFT folder of an adapter to go on training."],
     quantizeBase: [
-      "Keep the frozen base in fewer bits while the adapter trains: nf4 is QLoRA, fp8 is faster on GPUs with FP8 tensor cores.",
+      "Keep the frozen base in fewer bits while the adapter trains: nf4 is QLoRA, fp8 is the fastest on Hopper GPUs.",
     ],
     evaluationData: ["Data to measure the loss on that is not trained on. Give it once per file."],
     evaluationFraction: ["Share of the training data's rows kept for evaluation instead. In (0, 1)."],

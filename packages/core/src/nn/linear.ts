@@ -51,7 +51,8 @@ export interface Nf4Storage {
 
 /**
  * 8-bit floats (e4m3) with a scale for each out feature: w = q · scale. Products quantize their other operand in the same way, row by row, and
- * run on the FP8 tensor cores of NVIDIA cards that have them (compute capability 8.9, and cuBLASLt 12.9 or later), where N and C are multiples of 16.
+ * run on the FP8 tensor cores of NVIDIA's Hopper (compute capability 9.0, with cuBLASLt 12.9 or later) where N and C are multiples of 16 and x is
+ * 16-bit. Everywhere else the numbers are the same, from products of wider floats.
  * @see Micikevicius et al. 2022, arXiv:2209.05433
  */
 export interface Fp8Storage {
