@@ -1,7 +1,7 @@
 /**
  * Training steps on a GPU: packed random tokens, sequences of 2048.
- * usage: train-step --model 7b|1.5b|0.5b --sequences 4 --length 2048 --mode lora|fp8|qlora|full [--rank 64] [--checkpointing] [--layers n] [--steps 8] [--profile] [--trace file]
- * Prints tokens/s (median step), peak memory, and with --profile the time of each op; --trace writes that step as a Chrome trace.
+ * usage: train-step --model 7b|1.5b|0.5b --sequences 4 --length 2048 --mode lora|fp8|qlora|full [--rank 64] [--checkpointing] [--layers n] [--steps 8] [--plan] [--profile] [--trace file]
+ * --plan replays the step from a recording (one CUDA graph). Prints tokens/s (median step), peak memory, and with --profile the time of each op; --trace writes that step as a Chrome trace.
  */
 import { writeFileSync } from "node:fs";
 import {
@@ -12,6 +12,7 @@ import {
   memory,
   nativeDoctor,
   onDevice,
+  recordPlan,
   requireDevice,
   scope,
   startProfile,
@@ -19,10 +20,11 @@ import {
   summarizeProfile,
   synchronize,
   tensor,
+  type Tensor,
   trimMemory,
 } from "@llm/core";
 import { adapterParameters, applyLora, quantizeFp8, quantizeNf4 } from "@llm/lora";
-import { createModel, trainBpe } from "@llm/models";
+import { createInputs, createModel, type DecoderInputs, trainBpe } from "@llm/models";
 import { argument, flag, type ShapeName, shapes } from "./shapes.js";
 
 const name = argument("model", "1.5b") as ShapeName;
@@ -63,21 +65,44 @@ const labels = Int32Array.from(ids, (_, i) => ((i + 1) % length === 0 ? -100 : i
 const positions = Int32Array.from(ids, (_, i) => i % length);
 const cu = Int32Array.from({ length: sequences + 1 }, (_, i) => i * length);
 
-const queue = (): Promise<number> =>
+const limits = { gradScale: 1 / (T - sequences), maxGradNorm: 1 };
+const options = { checkpointing: flag("checkpointing") };
+/** The commands of a step, from inputs on the device. */
+const step = (inputs: DecoderInputs, labels_T: Tensor): Tensor => {
+  const hidden = model.decoder.forward(inputs, options);
+  const { loss } = linearCrossEntropy(hidden, model.decoder.headFor(), labels_T);
+  backward(loss);
+  optimizer.update();
+  optimizer.zeroGrad();
+  return loss.detach();
+};
+const inputs = (): DecoderInputs => createInputs(ids, positions, cu);
+const read = (loss: Tensor): Promise<number> => loss.item().finally(() => loss.dispose());
+
+const eager = (): Promise<number> =>
   onDevice("cuda", () =>
     scope(() => {
-      const hidden = model.hidden(
-        { ids_T: ids, positions_T: positions, cuSeqlens_B1: cu },
-        { checkpointing: flag("checkpointing") },
-      );
-      const { loss } = linearCrossEntropy(hidden, model.decoder.headFor(), tensor(labels));
-      backward(loss);
-      optimizer.step({ gradScale: 1 / (T - sequences), maxGradNorm: 1 });
-      optimizer.zeroGrad();
-      const kept = loss.detach().keep();
-      return { loss: kept.item().finally(() => kept.dispose()) };
+      optimizer.advance(limits);
+      return { loss: read(step(inputs(), tensor(labels)).keep()) };
     }),
   ).loss;
+
+/** Batch and step numbers are written into the recording's inputs; the rest is one command. */
+const replayed = (): (() => Promise<number>) =>
+  onDevice("cuda", () => {
+    const [given, labels_T] = [inputs(), tensor(labels)];
+    model.decoder.rotary(given.length);
+    const { plan, result } = recordPlan(() => scope(() => step(given, labels_T)), { gradients: true });
+    console.log(`a step of ${plan.size} commands`);
+    return () => {
+      given.ids_T.write(ids);
+      labels_T.write(labels);
+      optimizer.advance(limits);
+      plan.run();
+      return result.item();
+    };
+  });
+const queue = flag("plan") ? replayed() : eager;
 
 const times: number[] = [];
 const hostMs: number[] = [];

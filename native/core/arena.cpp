@@ -5,7 +5,7 @@
 namespace llm {
 namespace {
 
-constexpr int64_t kAlign = 512, kSmall = int64_t{1} << 20;
+constexpr int64_t kSmall = int64_t{1} << 20;
 constexpr int64_t kSmallChunk = int64_t{2} << 20, kLargeChunk = int64_t{32} << 20;
 
 int64_t round_up(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
@@ -17,48 +17,21 @@ Arena::Arena(PageSource& pages, int64_t reserve_bytes, int64_t chunk) : pages_(p
   limit_ = base_ + reserve_bytes;
 }
 
-void Arena::insert_free(char* at, int64_t size) {
-  auto next = ranges_.lower_bound(at);
-  if (next != ranges_.begin()) {
-    auto before = std::prev(next);
-    if (before->first + before->second == at) {
-      at = before->first;
-      size += before->second;
-      free_.erase({before->second, before->first});
-      ranges_.erase(before);
-    }
-  }
-  if (next != ranges_.end() && at + size == next->first) {
-    size += next->second;
-    free_.erase({next->second, next->first});
-    ranges_.erase(next);
-  }
-  ranges_[at] = size;
-  free_.insert({size, at});
-}
-
-void Arena::erase_free(char* at, int64_t size) {
-  ranges_.erase(at);
-  free_.erase({size, at});
-}
-
 char* Arena::take(int64_t bytes) {
-  const int64_t size = round_up(bytes, kAlign);
-  const auto found = free_.lower_bound({size, nullptr});
-  if (found == free_.end()) return nullptr;
-  const auto [length, at] = *found;
-  erase_free(at, length);
-  if (length > size) insert_free(at + size, length - size);
+  const int64_t size = FreeRanges::rounded(bytes);
+  char* at = free_.take(size);
+  if (!at) return nullptr;
   blocks_[at] = size;
   used_ += size;
   return at;
 }
 
 bool Arena::grow(int64_t bytes) {
-  int64_t need = round_up(bytes, kAlign);
+  int64_t need = FreeRanges::rounded(bytes);
   // A free range at the very end counts.
-  if (!ranges_.empty()) {
-    const auto last = std::prev(ranges_.end());
+  const auto& ranges = free_.by_address();
+  if (!ranges.empty()) {
+    const auto last = std::prev(ranges.end());
     if (last->first + last->second == end_) need -= last->second;
   }
   if (need <= 0) return true;
@@ -79,7 +52,7 @@ bool Arena::grow(int64_t bytes) {
   for (int64_t done = 0; done < need; done += chunk_) chunks_[at + done] = chunk_;
   mapped_ += need;
   if (at == end_) end_ += need;
-  insert_free(at, need);
+  free_.give(at, need);
   return true;
 }
 
@@ -88,7 +61,7 @@ int64_t Arena::give(char* block, bool watching) {
   const int64_t size = found->second;
   blocks_.erase(found);
   used_ -= size;
-  insert_free(block, size);
+  free_.give(block, size);
   if (watching) {
     for (auto c = std::prev(chunks_.upper_bound(block)); c != chunks_.end() && c->first < block + size; ++c) fresh_.insert(c->first);
   }
@@ -97,22 +70,22 @@ int64_t Arena::give(char* block, bool watching) {
 
 int64_t Arena::unmap_idle() {
   int64_t freed = 0;
-  const auto ranges = ranges_;
+  const auto ranges = free_.by_address();
   for (const auto& [at, size] : ranges) {
-    erase_free(at, size);
+    free_.remove(at, size);
     char* from = at;
     for (auto c = chunks_.lower_bound(at); c != chunks_.end() && c->first + c->second <= at + size;) {
       if (fresh_.count(c->first)) {
         ++c;
         continue;
       }
-      if (c->first > from) insert_free(from, c->first - from);
+      if (c->first > from) free_.give(from, c->first - from);
       pages_.unmap(c->first, c->second);
       freed += c->second;
       from = c->first + c->second;
       c = chunks_.erase(c);
     }
-    if (from < at + size) insert_free(from, at + size - from);
+    if (from < at + size) free_.give(from, at + size - from);
   }
   end_ = chunks_.empty() ? base_ : std::prev(chunks_.end())->first + std::prev(chunks_.end())->second;
   mapped_ -= freed;
@@ -126,6 +99,7 @@ void* ArenaPool::allocate(int64_t bytes) {
   Arena& arena = bytes <= kSmall ? small_ : large_;
   std::unique_lock lock(mutex_);
   const auto attempt = [&]() -> char* {
+    if (stats_.limit > 0 && small_.used() + large_.used() + bytes > stats_.limit) return nullptr;
     if (char* block = arena.take(bytes)) return block;
     const int64_t chunk = bytes <= kSmall ? kSmallChunk : kLargeChunk;
     if (stats_.limit > 0 && small_.mapped() + large_.mapped() + round_up(bytes, chunk) > stats_.limit) return nullptr;

@@ -3,10 +3,10 @@
 // size do not fragment the card (the idea of PyTorch's expandable segments, c10/cuda/CUDACachingAllocator.cpp).
 #pragma once
 #include <atomic>
-#include <functional>
 #include <map>
 #include <set>
 
+#include "core/free_ranges.h"
 #include "core/memory.h"
 
 namespace llm {
@@ -32,17 +32,13 @@ class Arena {
   int64_t mapped() const { return mapped_; }
   int64_t used() const { return used_; }
   bool owns(const void* p) const { return p >= base_ && p < end_; }
-  int64_t largest_free() const { return free_.empty() ? 0 : free_.rbegin()->first; }
+  int64_t largest_free() const { return free_.largest(); }
 
  private:
-  void insert_free(char* at, int64_t size);
-  void erase_free(char* at, int64_t size);
-
   PageSource& pages_;
   const int64_t chunk_;
   char *base_, *end_, *limit_;           // reserved from base_ to limit_, mapped (with holes) up to end_
-  std::map<char*, int64_t> ranges_;      // free ranges by address
-  std::set<std::pair<int64_t, char*>> free_;
+  FreeRanges free_;
   std::map<char*, int64_t> blocks_;      // blocks in use
   std::map<char*, int64_t> chunks_;      // what each map() covered
   std::set<char*> fresh_;                // chunks in which something was freed while a wait was under way

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -120,6 +121,10 @@ class Completions {
     check("an event", plugin->record(&event));
     enqueue(event, std::move(act));
   }
+  void drain() {
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [&] { return queue_.empty() && !acting_; });
+  }
   // Without an event: as soon as those before it are done.
   void push_after(std::function<void(const char* why)> act) { enqueue(nullptr, std::move(act)); }
 
@@ -146,16 +151,20 @@ class Completions {
         wake_.wait(lock, [&] { return !queue_.empty(); });
         job = std::move(queue_.front());
         queue_.pop_front();
+        acting_ = true;
       }
       const char* why = job.event ? plugin->wait(job.event) : nullptr;
       if (job.event) plugin->drop(job.event);
       job.act(why);
+      std::lock_guard lock(mutex_);
+      acting_ = false;
+      idle_.notify_all();
     }
   }
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, idle_;
   std::deque<Job> queue_;
-  bool started_ = false;
+  bool started_ = false, acting_ = false;
 };
 
 Completions& completions() {
@@ -210,6 +219,15 @@ struct DevicePages : PageSource {
   }
 };
 
+// At the end of the process: neither thread of ours uses the device while the CUDA libraries' own handlers take it down. JavaScript has
+// waited for the queue by then (finish() in core/src/native.ts); this is for what its worker threads queued after that. Handlers run
+// in reverse order, so this one is registered again whenever a command may have loaded a library.
+void settle() {
+  executor().park();
+  plugin->synchronize();
+  completions().drain();
+}
+
 void copy_to_pinned(char* to, const char* from, int64_t bytes) {
   cpu::parallel_for(bytes, int64_t{1} << 20, [&](int64_t begin, int64_t end) { std::memcpy(to + begin, from + begin, end - begin); });
 }
@@ -242,11 +260,16 @@ void open_device(const std::string& path, int ordinal) {
     throw;
   }
   opened = ordinal;
+  std::atexit(settle);
 }
 
 const PluginApi* device_api() { return plugin; }
 
-void device_run(int op, const KernelArgs& args) { check(kOps[op].name, plugin->run(op, &args)); }
+void device_run(int op, const KernelArgs& args) {
+  static bool ran[op_count] = {};
+  check(kOps[op].name, plugin->run(op, &args));
+  if (!std::exchange(ran[op], true)) std::atexit(settle);
+}
 
 void device_upload(char* to, const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += kChunk) {

@@ -1,5 +1,6 @@
 #include "core/executor.h"
 
+#include <cstdlib>
 #include <thread>
 
 namespace llm {
@@ -11,6 +12,7 @@ uint64_t Executor::push(Command&& c) {
   if (!started_) {
     started_ = true;
     std::thread([this] { loop(); }).detach();
+    std::atexit([] { executor().park(); });
   }
   room_.wait(lock, [&] { return queue_.size() < kMaxQueued; });
   const uint64_t seq = ++pushed_;
@@ -58,6 +60,12 @@ void Executor::run_here(Command&& c) {
   c.drop();
 }
 
+void Executor::park() {
+  std::unique_lock lock(mutex_);
+  parked_ = true;
+  finished_.wait(lock, [&] { return !running_; });
+}
+
 void Executor::note_error(uint32_t owner, Code code, const std::string& text) {
   std::lock_guard lock(mutex_);
   errors_.emplace(owner, Error(code, text));
@@ -80,8 +88,9 @@ void Executor::loop() {
     {
       std::unique_lock lock(mutex_);
       sleeping_ = true;
-      wake_.wait(lock, [&] { return !queue_.empty(); });
+      wake_.wait(lock, [&] { return !queue_.empty() && !parked_; });
       sleeping_ = false;
+      running_ = true;
       c = std::move(queue_.front());
       queue_.pop_front();
       seq = ++taken_;
@@ -91,6 +100,7 @@ void Executor::loop() {
     c.drop();
     {
       std::lock_guard lock(mutex_);
+      running_ = false;
       done_.store(seq, std::memory_order_release);
       commands_done.store(seq, std::memory_order_release);
     }

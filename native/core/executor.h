@@ -19,6 +19,8 @@ class Executor {
   void wait(uint64_t seq);
   void wait_all();
   void run_here(Command&& c);  // on the calling thread, after everything queued
+  // Waits for the command that runs and starts no other. For the end of the process, whose handlers take down what kernels use.
+  void park();
 
   // The first error of each JavaScript thread is kept until that thread reads.
   void note_error(uint32_t owner, Code code, const std::string& text);
@@ -34,7 +36,7 @@ class Executor {
   uint64_t pushed_ = 0, taken_ = 0;
   std::atomic<uint64_t> done_{0};
   std::unordered_map<uint32_t, Error> errors_;
-  bool started_ = false, sleeping_ = false;
+  bool started_ = false, sleeping_ = false, running_ = false, parked_ = false;
 };
 
 Executor& executor();

@@ -145,31 +145,37 @@ MainPool& main_pool(Device device) {
   return *pool;
 }
 
+constexpr int64_t kPlanSmall = int64_t{64} << 10, kPlanSlab = int64_t{1} << 20;
+
 PlanPool::~PlanPool() {
-  for (auto& [block, size] : blocks_) {
+  for (auto& [slab, size] : slabs_) {
     base_.count(Tag::workspace, -size);
-    base_.release(const_cast<void*>(block), size);
+    base_.release(slab, size);
   }
 }
 
 void* PlanPool::allocate(int64_t bytes) {
+  const int64_t size = FreeRanges::rounded(bytes);
   std::lock_guard lock(mutex_);
-  // A small tensor does not take a large block away from the large tensor that comes next.
-  auto it = free_.lower_bound(bytes);
-  if (it != free_.end() && it->first <= 4 * bytes + 4096) {
-    void* block = it->second;
-    free_.erase(it);
-    return block;
+  FreeRanges& free = size <= kPlanSmall ? small_ : large_;
+  char* block = free.take(size);
+  if (!block) {
+    const int64_t slab = std::max(size, kPlanSlab);
+    block = static_cast<char*>(base_.allocate(slab));
+    slabs_[block] = slab;
+    base_.count(Tag::workspace, slab);
+    if (slab > size) free.give(block + size, slab - size);
   }
-  void* block = base_.allocate(bytes);
-  blocks_[block] = bytes;
-  base_.count(Tag::workspace, bytes);
+  blocks_[block] = size;
   return block;
 }
 
 void PlanPool::release(void* block, int64_t) {
   std::lock_guard lock(mutex_);
-  free_.emplace(blocks_[block], block);
+  const auto found = blocks_.find(block);
+  const int64_t size = found->second;
+  blocks_.erase(found);
+  (size <= kPlanSmall ? small_ : large_).give(static_cast<char*>(block), size);
 }
 
 // A Plan's pool counts its own blocks: they stay in use when the tensors of the recording are gone.

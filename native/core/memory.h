@@ -4,12 +4,13 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
+
+#include "core/free_ranges.h"
 
 namespace llm {
 
@@ -82,8 +83,8 @@ HostPool& host_pool();
 MainPool& main_pool(Device device);                 // throws Error(device) when that device was not opened
 void set_main_pool(Device device, MainPool* pool);  // once, when a plugin is opened
 
-// A Plan's private memory: freed blocks are reused by later commands of the same recording and live as long as the Plan. Counted as
-// workspace, whole blocks for as long as the Plan lives.
+// A Plan's private memory: what the recording frees, later commands of it use again, cut and joined as it fits. Slabs of the main pool,
+// counted as workspace for as long as the Plan lives. Small and large blocks have slabs of their own, as in ArenaPool.
 class PlanPool : public Pool {
  public:
   explicit PlanPool(MainPool& base) : Pool(base.device), base_(base) {}
@@ -94,8 +95,8 @@ class PlanPool : public Pool {
  private:
   MainPool& base_;
   std::mutex mutex_;
-  std::multimap<int64_t, void*> free_;
-  std::unordered_map<const void*, int64_t> blocks_;  // address -> true size
+  FreeRanges small_, large_;
+  std::unordered_map<void*, int64_t> slabs_, blocks_;  // address -> size
 };
 
 // Reference-counted bytes. `pool` is null for memory mapped from a file.

@@ -114,13 +114,14 @@ const char* global_norm(Context& ctx, const KernelArgs& k) {
 }
 
 // A norm that is not a number stays one.
-__global__ void coefficient_of(const float* norm, float* coefficient, double max_norm, double scale) {
+__global__ void coefficient_of(const float* norm, const float* limits, float* coefficient) {
+  const double max_norm = limits[0], scale = limits[1];
   const double ratio = max_norm / (scale * *norm + 1e-6);
   *coefficient = static_cast<float>(max_norm == 0 || ratio > 1 ? scale : scale * ratio);
 }
 
 const char* clip_coefficient(Context& ctx, const KernelArgs& k) {
-  coefficient_of<<<1, 1, 0, ctx.stream>>>(data_of<float>(k.in[0]), data_of<float>(k.out[0]), k.attr[0], k.attr[1]);
+  coefficient_of<<<1, 1, 0, ctx.stream>>>(data_of<float>(k.in[0]), data_of<float>(k.in[1]), data_of<float>(k.out[0]));
   return launched();
 }
 

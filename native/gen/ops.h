@@ -75,7 +75,7 @@ enum Op : int {
   op_count = 68
 };
 
-constexpr int kAbi = 2008649496;
+constexpr int kAbi = 8005488;
 
 struct InputSpec {
   const char* name;
@@ -135,7 +135,7 @@ constexpr OpSpec kOps[op_count] = {
     {"distill_inplace", 4, 2, 4, {{"student", false, true, false, false}, {"teacher", false, false, false, false}, {"labels", false, false, false, false}, {"weights", false, false, true, false}}},
     {"token_logprobs", 2, 2, 0, {{"logits", false, false, false, false}, {"ids", false, false, false, false}}},
     {"global_norm", 1, 1, 0, {{"g", false, false, false, true}}},
-    {"clip_coefficient", 1, 1, 2, {{"norm", false, false, false, false}}},
+    {"clip_coefficient", 2, 1, 0, {{"norm", false, false, false, false}, {"limits", false, false, false, false}}},
     {"adamw", 7, 0, 0, {{"hyper", false, false, false, false}, {"coefficient", false, false, false, false}, {"p", false, true, false, false}, {"g", false, false, false, false}, {"m", false, true, false, false}, {"v", false, true, false, false}, {"master", false, true, true, false}}},
     {"sgd", 6, 0, 0, {{"hyper", false, false, false, false}, {"coefficient", false, false, false, false}, {"p", false, true, false, false}, {"g", false, false, false, false}, {"m", false, true, true, false}, {"master", false, true, true, false}}},
     {"quantize_w4", 1, 3, 2, {{"w", false, false, false, false}}},

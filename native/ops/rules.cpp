@@ -402,7 +402,12 @@ bool fill_rules() {
     for (int i = 0; i < c.n_in; i++) c.expect_dtype(i, f32);
     c.out(f32, {1});
   });
-  set(op_clip_coefficient, [](Infer& c) { c.expect_shape(0, {1}); c.expect_dtype(0, f32); c.out(f32, {1}); });
+  set(op_clip_coefficient, [](Infer& c) {
+    c.expect_shape(0, {1});
+    c.expect_shape(1, {2});
+    for (int i : {0, 1}) c.expect_dtype(i, f32);
+    c.out(f32, {1});
+  });
   set(op_adamw, [](Infer& c) { optimizer_step(c, 7, 6, true); });
   set(op_sgd, [](Infer& c) { optimizer_step(c, 3, 5, false); });
   set(op_quantize_w4, quantize_w4);

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <random>
 #include <vector>
@@ -126,6 +127,8 @@ void limit() {
   void* a = pool.allocate(32 * MiB);
   expect(refuses(pool, 64 * MiB) && pages.mapped <= 64 * MiB, "the limit holds");
   pool.release(a, 32 * MiB);
+  pool.set_limit(16 * MiB);
+  expect(refuses(pool, 32 * MiB), "the limit holds for pages that are mapped already");
 }
 
 // Random blocks: none overlaps another, all hold what was written, and the counters agree.

@@ -16,7 +16,7 @@ const char* global_norm(const KernelArgs& k) {
 }
 
 const char* clip_coefficient(const KernelArgs& k) {
-  const double norm = data_of<float>(k.in[0])[0], max_norm = k.attr[0], scale = k.attr[1];
+  const double norm = data_of<float>(k.in[0])[0], max_norm = data_of<float>(k.in[1])[0], scale = data_of<float>(k.in[1])[1];
   const double ratio = max_norm / (scale * norm + 1e-6);
   // A norm that is not a number stays one.
   data_of<float>(k.out[0])[0] = static_cast<float>(max_norm == 0 || ratio > 1 ? scale : scale * ratio);

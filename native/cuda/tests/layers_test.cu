@@ -376,9 +376,10 @@ void check_optim() {
   for (float norm : {3.0f, 0.5f, 0.0f, INFINITY, NAN})
     for (double max_norm : {1.0, 0.0})
       for (double scale : {1.0, 0.25}) {
-        Tensor n(DType::f32, {1}), c(DType::f32, {1});
+        Tensor n(DType::f32, {1}), limits(DType::f32, {2}), c(DType::f32, {1});
         n.fill([&](int64_t) { return norm; });
-        compare(text("%g %g %g", norm, max_norm, scale), op_clip_coefficient, {&n}, {&c}, {max_norm, scale}, kFew);
+        limits.fill([&](int64_t i) { return i == 0 ? max_norm : scale; });
+        compare(text("%g %g %g", norm, max_norm, scale), op_clip_coefficient, {&n, &limits}, {&c}, {}, kFew);
       }
   const float hyper_adam[][7] = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1 - 0.729f, 1 - 0.857375f}, {1e-4f, 0.9f, 0.999f, 1e-8f, 1e-3f, 0.1f, 0.001f}};
   const float hyper_sgd[] = {0.1f, 0.9f, 0.01f};
@@ -543,7 +544,7 @@ void bench() {
   std::vector<View> lora;
   for (int j = 0; j < 392; j++) lora.push_back(device(f, {64, 3584}));
   bench_op("global_norm of 392 x [64, 3584]", op_global_norm, lora, {device(f, {1})}, {}, 392 * 64 * 3584 * 4.0);
-  bench_op("clip_coefficient", op_clip_coefficient, {device(f, {1})}, {device(f, {1})}, {1, 1}, 8);
+  bench_op("clip_coefficient", op_clip_coefficient, {device(f, {1}), device(f, {2})}, {device(f, {1})}, {}, 16);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import {
   DisposedError,
   DTypeError,
+  defaultDevice,
   empty,
   embedding,
   LlmError,
@@ -337,7 +338,7 @@ describe("out of memory", () => {
     const failed = (): Tensor => empty([16 << 20], "f32", "kv");
     expect(failed).toThrow(OutOfMemoryError);
     expect(failed).toThrow(
-      /^\[memory\] cannot allocate 64\.0 MiB on cpu: .* in use \(.*weights \d+\.\d MiB.*\), limit .*; turn down/,
+      /^\[memory\] cannot allocate 64\.0 MiB on (cpu|cuda): .* in use \(.*weights \d+\.\d MiB.*\), limit .*; turn down/,
     );
     const small = empty([1 << 18], "f32");
     native.fill(small, 2);
@@ -390,8 +391,11 @@ describe("out of memory", () => {
     kv.dispose();
     synchronize();
     expect(memory().byTag.kv).toBe(before.byTag.kv);
-    expect(memory().cachedBytes).toBeGreaterThan(0);
+    const { cachedBytes } = memory();
+    expect(cachedBytes).toBeGreaterThan(0);
     trimMemory();
-    expect(memory().cachedBytes).toBe(0);
+    // A GPU's pages go back whole, when nothing on them is in use.
+    if (defaultDevice() === "cpu") expect(memory().cachedBytes).toBe(0);
+    else expect(memory().cachedBytes).toBeLessThanOrEqual(cachedBytes);
   });
 });

@@ -87,4 +87,16 @@ describe("loading the native core", () => {
       detectedIsa: nativeDoctor().detectedIsa,
     });
   });
+
+  it("a process may end while commands are queued and running", () => {
+    const result = run(`
+      import { native, noGrad, scope, tensor } from "${core}";
+      noGrad(() => scope(() => {
+        const x = tensor(new Float32Array(256 * 256), [256, 256]);
+        for (let i = 0; i < 3000; i++) native.matmul(native.softmax(x), x, null, 0, 0, 0).dispose();
+      }));
+      console.log(1);
+      process.exit(0);`);
+    expect(result).toBe(1);
+  });
 });

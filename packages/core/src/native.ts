@@ -1,6 +1,7 @@
 /** Finds, loads and talks to the native core. The only file that touches the addon. */
 import { createRequire } from "node:module";
 import { existsSync } from "node:fs";
+import { isMainThread } from "node:worker_threads";
 import { type Device, currentDevice, devices } from "./device.js";
 import { type DType, dtypes } from "./dtype.js";
 import {
@@ -186,6 +187,7 @@ function load(): Addon {
     shared[registryKey] = { abi, url: import.meta.url };
     addonPath = path;
     addon = loaded;
+    if (isMainThread) process.once("exit", () => finish(loaded));
     return loaded;
   }
   throw new LlmError(
@@ -193,6 +195,18 @@ function load(): Addon {
     `[core] the native core could not be loaded:\n  ${tried.join("\n  ")}\nInstall @llm/native-${process.platform}-${process.arch}, or in the repository run: npm run build`,
     { tried },
   );
+}
+
+/**
+ * The process ends: what is queued runs to its end first. Otherwise the libraries' exit handlers would take down what a command is using, or
+ * loading for the first time.
+ */
+function finish(a: Addon): void {
+  try {
+    a.wait();
+  } catch {
+    // Bad data that nobody will read.
+  }
 }
 
 /** Runs one op of the table: hands over handles and attributes, wraps the outputs. Bare: no gradients. */

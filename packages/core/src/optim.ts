@@ -54,6 +54,12 @@ export interface Optimizer {
   readonly stepCount: number;
   /** Updates the parameters from their `grad`. @returns the norm of the unscaled gradients, f32 [1]; belongs to the open scope */
   step(options?: StepOptions): Tensor;
+  /**
+   * The two halves of `step()`, for steps in a Plan: `update()` is recorded with the gradients, and `advance()` comes before each replay,
+   * which reads its numbers from the device.
+   */
+  advance(options?: StepOptions): void;
+  update(): Tensor;
   /** Drops the gradients. */
   zeroGrad(): void;
   /** Tensors to save for an exact resume, by name. */
@@ -68,7 +74,11 @@ abstract class Base implements Optimizer {
   stepCount = 0;
   protected readonly masters: (Tensor | null)[];
   protected readonly slots: Map<string, Tensor>[] = [];
+  /** The step's numbers on the device: those for tensors of two or more dims, those for the others, [max norm, scale]. */
+  private readonly numbers: Tensor;
   protected readonly hyper: Tensor;
+  protected readonly hyperNoDecay: Tensor;
+  private readonly limits: Tensor;
 
   constructor(parameters: readonly NamedTensor[], slotNames: readonly string[], hyperSize: number) {
     this.parameters = parameters;
@@ -84,26 +94,45 @@ abstract class Base implements Optimizer {
       return master;
     });
     for (const { tensor: p } of parameters) this.slots.push(new Map(slotNames.map((name) => [name, make(p)])));
-    this.hyper = empty([hyperSize], "f32", "optimizer", parameters[0]?.tensor.device).keep();
+    const numbers = empty([2 * hyperSize + 2], "f32", "optimizer", parameters[0]?.tensor.device).keep();
+    this.numbers = numbers;
+    this.hyper = numbers.rows(0, hyperSize).keep();
+    this.hyperNoDecay = numbers.rows(hyperSize, 2 * hyperSize).keep();
+    this.limits = numbers.rows(2 * hyperSize, 2 * hyperSize + 2).keep();
   }
 
-  protected abstract update(index: number, coefficient: Tensor): void;
-  protected abstract hyperValues(lr: number | undefined): number[];
+  protected abstract updateOne(index: number, coefficient: Tensor): void;
+  protected abstract hyperValues(lr: number | undefined, decay: boolean): number[];
 
   step(options: StepOptions = {}): Tensor {
-    const missing = this.parameters.find((p) => !p.tensor.grad);
-    if (missing)
-      throw new LlmError("INTERNAL", `[optimizer] ${missing.name} has no gradient; run backward() before step()`);
+    this.checkGradients();
+    this.advance(options);
+    return this.update();
+  }
+
+  advance({ lr, gradScale = 1, maxGradNorm = 0 }: StepOptions = {}): void {
     this.stepCount++;
+    this.numbers.write(
+      Float32Array.from([...this.hyperValues(lr, true), ...this.hyperValues(lr, false), maxGradNorm, gradScale]),
+    );
+  }
+
+  update(): Tensor {
+    this.checkGradients();
     return noGrad(() =>
       scope(() => {
-        this.hyper.write(Float32Array.from(this.hyperValues(options.lr)));
         const norm = raw.globalNorm(this.parameters.map((p) => p.tensor.grad!));
-        const coefficient = raw.clipCoefficient(norm, options.maxGradNorm ?? 0, options.gradScale ?? 1);
-        this.parameters.forEach((_, i) => this.update(i, coefficient));
+        const coefficient = raw.clipCoefficient(norm, this.limits);
+        this.parameters.forEach((_, i) => this.updateOne(i, coefficient));
         return norm;
       }),
     );
+  }
+
+  private checkGradients(): void {
+    const missing = this.parameters.find((p) => !p.tensor.grad);
+    if (missing)
+      throw new LlmError("INTERNAL", `[optimizer] ${missing.name} has no gradient; run backward() before step()`);
   }
 
   zeroGrad(): void {
@@ -127,40 +156,36 @@ abstract class Base implements Optimizer {
   dispose(): void {
     this.zeroGrad();
     for (const { tensor: t } of this.state()) t.dispose();
-    this.hyper.dispose();
+    for (const t of [this.hyper, this.hyperNoDecay, this.limits, this.numbers]) t.dispose();
   }
 }
 
 class AdamW extends Base {
   private readonly options: v.InferOutput<typeof AdamWOptions>;
-  private readonly noDecay: Tensor;
 
   constructor(parameters: readonly NamedTensor[], options: v.InferOutput<typeof AdamWOptions>) {
     super(parameters, ["m", "v"], 7);
     this.options = options;
-    this.noDecay = empty([7], "f32", "optimizer", this.hyper.device).keep();
   }
 
-  protected hyperValues(lr: number | undefined): number[] {
+  protected hyperValues(lr: number | undefined, decay: boolean): number[] {
     const { betas, eps, weightDecay } = this.options;
-    const values = [
+    return [
       lr ?? this.options.lr,
       betas[0],
       betas[1],
       eps,
-      weightDecay,
+      decay ? weightDecay : 0,
       1 - betas[0] ** this.stepCount,
       1 - betas[1] ** this.stepCount,
     ];
-    this.noDecay.write(Float32Array.from(values.map((x, i) => (i === 4 ? 0 : x))));
-    return values;
   }
 
-  protected update(i: number, coefficient: Tensor): void {
+  protected updateOne(i: number, coefficient: Tensor): void {
     const p = this.parameters[i]!.tensor;
     const slots = this.slots[i]!;
     raw.adamw(
-      p.shape.length >= 2 ? this.hyper : this.noDecay,
+      p.shape.length >= 2 ? this.hyper : this.hyperNoDecay,
       coefficient,
       p,
       p.grad!,
@@ -168,11 +193,6 @@ class AdamW extends Base {
       slots.get("v")!,
       this.masters[i]!,
     );
-  }
-
-  override dispose(): void {
-    super.dispose();
-    this.noDecay.dispose();
   }
 }
 
@@ -188,7 +208,7 @@ class Sgd extends Base {
     return [lr ?? this.options.lr, this.options.momentum, this.options.weightDecay];
   }
 
-  protected update(i: number, coefficient: Tensor): void {
+  protected updateOne(i: number, coefficient: Tensor): void {
     const p = this.parameters[i]!.tensor;
     raw.sgd(this.hyper, coefficient, p, p.grad!, this.slots[i]!.get("m") ?? null, this.masters[i]!);
   }

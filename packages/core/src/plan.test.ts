@@ -2,9 +2,12 @@ import { differentBits, expectNoLeaks, makeNumbers, tinyModel, toTensor } from "
 import { createInputs } from "@llm/models";
 import { describe, expect, it } from "vitest";
 import {
+  backward,
+  createAdamW,
   DisposedError,
   empty,
   linear,
+  linearCrossEntropy,
   memory,
   native,
   noGrad,
@@ -14,6 +17,7 @@ import {
   scale,
   scope,
   silu,
+  type StepOptions,
   synchronize,
   tensor,
   type Tensor,
@@ -43,6 +47,60 @@ describe("a Plan", () => {
     }
     plan.dispose();
     model.dispose();
+  });
+
+  it("replays whole training steps bit for bit: forward, backward and update, with batch, rate and clipping of each step", () => {
+    const length = 12;
+    const cu = Int32Array.of(0, 5, length);
+    const positions = Int32Array.from({ length }, (_, t) => (t < 5 ? t : t - 5));
+    const ids = (step: number): Int32Array => Int32Array.from({ length }, (_, t) => (t * 37 + step * 11) % 256);
+    const labels = (step: number): Int32Array =>
+      ids(step).map((x, t) => (t === 4 || t % 5 === step ? -100 : (x * 3) % 256));
+    const numbers = (step: number): StepOptions => ({
+      lr: 1e-2 / (step + 1),
+      gradScale: 1 / (8 + step),
+      maxGradNorm: step % 2,
+    });
+    const run = (planned: boolean): { losses: number[]; norms: number[]; weights: Tensor[]; free: () => void } => {
+      const model = tinyModel({ modelType: "qwen3", layers: 2 });
+      const parameters = model.decoder.trainable();
+      for (const { tensor: p } of parameters) p.requiresGrad = true;
+      const optimizer = createAdamW(parameters, { weightDecay: 0.1 });
+      const inputs = createInputs(ids(0), positions, cu);
+      const labels_T = tensor(labels(0));
+      model.decoder.rotary(length);
+      const step = (): { loss: Tensor; norm: Tensor } => {
+        const { loss } = linearCrossEntropy(model.decoder.forward(inputs), model.decoder.headFor(), labels_T);
+        backward(loss);
+        const norm = optimizer.update();
+        optimizer.zeroGrad();
+        return { loss: loss.detach(), norm };
+      };
+      const recorded = planned ? recordPlan(() => scope(step), { gradients: true }) : undefined;
+      const [losses, norms]: [number[], number[]] = [[], []];
+      for (let i = 0; i < 5; i++) {
+        inputs.ids_T.write(ids(i));
+        labels_T.write(labels(i));
+        optimizer.advance(numbers(i));
+        recorded?.plan.run();
+        const { loss, norm } = recorded?.result ?? scope(step);
+        losses.push(loss.itemSync());
+        norms.push(norm.itemSync());
+      }
+      const free = (): void => {
+        recorded?.plan.dispose();
+        optimizer.dispose();
+        model.dispose();
+      };
+      return { losses, norms, weights: parameters.map((p) => p.tensor), free };
+    };
+    const [eager, replayed] = [run(false), run(true)];
+    expect(replayed.losses).toEqual(eager.losses);
+    expect(replayed.norms).toEqual(eager.norms);
+    expect(new Set(eager.losses).size).toBe(5);
+    eager.weights.forEach((w, i) => expect(differentBits(w, replayed.weights[i]!)).toBe(0));
+    eager.free();
+    replayed.free();
   });
 
   it("runs nothing while it is recorded", () => {

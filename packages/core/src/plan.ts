@@ -36,16 +36,27 @@ export class Plan {
   }
 }
 
+let underWay = false;
+/** True while `recordPlan` runs its function. */
+export const planRecording = (): boolean => underWay;
+
+/** Options of {@link recordPlan}. */
+export interface RecordOptions {
+  /** Record gradients in `fn`, which may then call `backward()` and an optimizer's `update()`. @default false */
+  gradients?: boolean;
+}
+
 /**
  * Records the ops of `fn` instead of running them. Tensors in the result stay readable after each `run()`; do not dispose them before
- * the Plan. No gradients.
+ * the Plan. What the recording frees, later ops of it use again, so a whole training step needs no more memory than one that runs at once.
  * @throws {PlanError} `fn` reads or writes a value
  */
-export function recordPlan<T>(fn: () => T): { plan: Plan; result: T } {
+export function recordPlan<T>(fn: () => T, { gradients = false }: RecordOptions = {}): { plan: Plan; result: T } {
   const id = nativePlan.record();
   let result: T;
+  underWay = true;
   try {
-    result = noGrad(fn);
+    result = gradients ? fn() : noGrad(fn);
     if (typeof (result as { then?: unknown } | null | undefined)?.then === "function") {
       throw new LlmError("PLAN", "[plan] the recorded function must be synchronous");
     }
@@ -53,6 +64,8 @@ export function recordPlan<T>(fn: () => T): { plan: Plan; result: T } {
     nativePlan.stop();
     nativePlan.free(id);
     throw error;
+  } finally {
+    underWay = false;
   }
   nativePlan.stop();
   return { plan: new Plan(id), result };

@@ -1,5 +1,6 @@
 /** The step that random ops of a training forward pass draw for. One number per thread: masks need no state to be exact on resume. */
-import { OptionsError } from "./errors.js";
+import { OptionsError, PlanError } from "./errors.js";
+import { planRecording } from "./plan.js";
 
 let current = 0;
 
@@ -18,7 +19,12 @@ export function setRandomStep(step: number): void {
   current = step;
 }
 
-/** The number set last by {@link setRandomStep}; 0 before the first call. */
+/**
+ * The number set last by {@link setRandomStep}; 0 before the first call.
+ * @throws {PlanError} a Plan is being recorded: every replay would draw the same
+ */
 export function randomStep(): number {
+  if (planRecording())
+    throw new PlanError("[plan] dropout cannot be recorded: every replay would drop the same elements");
   return current;
 }

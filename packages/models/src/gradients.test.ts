@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { backward, linearCrossEntropy, openSafetensors, scope, tensor } from "@llm/core";
+import { backward, defaultDevice, linearCrossEntropy, openSafetensors, scope, tensor } from "@llm/core";
 import { describe, expect, it } from "vitest";
 import { loadTokenizer } from "./tokenizer/index.js";
 import { CausalLM, modelSpec } from "./model.js";
@@ -31,7 +31,7 @@ async function load(): Promise<CausalLM> {
   return new CausalLM({
     definition,
     config,
-    decoder: readDecoder(`${fixtures}weights/${weights}`, definition, spec, { device: "cpu" }),
+    decoder: readDecoder(`${fixtures}weights/${weights}`, definition, spec, { device: defaultDevice() }),
     tokenizer: await loadTokenizer(fixtures),
   });
 }

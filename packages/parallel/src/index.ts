@@ -10,11 +10,14 @@ export {
 } from "./options.js";
 export type { EvaluationReport, StepReport, TrainResult, TrainSample } from "./report.js";
 export {
+  type BatchRoom,
   batchWeight,
   causalLanguageModel,
   type Objective,
   type ObjectiveContext,
   type ObjectiveResult,
+  type Replay,
+  type ReplayableObjective,
   type TrainableModel,
 } from "./objective.js";
 export { type BatchRequest, type BatchSource, splitBatch, type TrainData } from "./batch-source.js";

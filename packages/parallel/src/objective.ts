@@ -1,5 +1,5 @@
 /** What is learned of a batch: sums over tokens and the weight that they are divided by, never means. T tokens. */
-import { cast, crossEntropy, gatherRows, linearCrossEntropy, sum, type Tensor, tensorLike } from "@llm/core";
+import { cast, crossEntropy, gatherRows, linearCrossEntropy, onDevice, sum, type Tensor, tensorLike } from "@llm/core";
 import type { Decoder, TokenBatch } from "@llm/models";
 
 /** What the default objective needs of a model; CausalLM is one. */
@@ -48,37 +48,128 @@ export function batchWeight(batch: Pick<TokenBatch, "labels_T" | "lossWeights_T"
   return total;
 }
 
-/**
- * The rows of `hidden` that have a label, with their labels and weights, when they are few enough to be worth gathering: the output
- * projection, which may be a third of a small model, then skips prompts.
- */
-function learnedRows(
-  hidden: Tensor,
-  batch: TokenBatch,
-): { hidden: Tensor; labels: Int32Array; weights: Float32Array | undefined } {
+/** Positions that have a label. */
+function learnedPositions(batch: TokenBatch): number[] {
+  const positions: number[] = [];
+  for (let t = 0; t < batch.labels_T.length; t++) if (batch.labels_T[t]! >= 0) positions.push(t);
+  return positions;
+}
+
+/** Whether the learned rows are few enough to be worth gathering: the output projection, a third of a small model, then skips prompts. */
+const worthGathering = (learned: number, tokens: number): boolean => learned > 0 && learned <= 0.8 * tokens;
+
+/** What the loss reads, as tensors beside the hidden states. L learned tokens, or all. */
+interface Learned {
+  /** i32 [L]; null: all rows in their order */
+  rows: Tensor | null;
+  labels_L: Tensor;
+  weights_L: Tensor | null;
+}
+
+function lossOf(decoder: Decoder, hidden_TC: Tensor, { rows, labels_L, weights_L }: Learned): Tensor {
+  const hidden = rows ? gatherRows(hidden_TC, rows) : hidden_TC;
+  const { head } = decoder;
+  return head && head.deltas.length > 0
+    ? sum(crossEntropy(cast(head.forward(hidden), "f32"), labels_L, weights_L))
+    : linearCrossEntropy(hidden, decoder.headFor(), labels_L, weights_L).loss;
+}
+
+const nextToken: Objective = (model, batch, { checkpointing }) => {
+  const hidden = model.hidden(batch, { checkpointing });
   const { labels_T, lossWeights_T } = batch;
-  const rows: number[] = [];
-  for (let t = 0; t < labels_T.length; t++) if (labels_T[t]! >= 0) rows.push(t);
-  if (rows.length > 0.8 * labels_T.length) return { hidden, labels: labels_T, weights: lossWeights_T };
+  const positions = learnedPositions(batch);
+  const gathered = worthGathering(positions.length, labels_T.length);
+  const upload = (x: Int32Array | Float32Array): Tensor => tensorLike(hidden, x);
+  const lossSum = lossOf(model.decoder, hidden, {
+    rows: gathered ? upload(Int32Array.from(positions)) : null,
+    labels_L: upload(gathered ? Int32Array.from(positions, (t) => labels_T[t]!) : labels_T),
+    weights_L: lossWeights_T
+      ? upload(gathered ? Float32Array.from(positions, (t) => lossWeights_T[t]!) : lossWeights_T)
+      : null,
+  });
+  return { lossSum, weightSum: batchWeight(batch) };
+};
+
+/** Room of a recorded step for batches of different sizes. */
+export interface BatchRoom {
+  tokens: number;
+  documents: number;
+  /** Tokens with a label. */
+  learned: number;
+  /** Longest position + 1. */
+  length: number;
+  /** Whether labels have weights. */
+  weighted: boolean;
+}
+
+/** How steps of an objective are recorded once and replayed for batch after batch: arrays of fixed lengths, and the loss of tensors. */
+export interface Replay<M> {
+  /** Makes what a recording cannot: tables that the model builds on first use. */
+  prepare(model: M, room: BatchRoom): void;
+  /** The arrays of a batch that fits in `room`; what is filled up adds nothing to loss or gradients. */
+  arrays(batch: TokenBatch, room: BatchRoom): Record<string, Int32Array | Float32Array>;
+  /** The loss of these arrays as tensors. */
+  loss(
+    model: M,
+    tensors: Readonly<Record<string, Tensor>>,
+    room: BatchRoom,
+    context: ObjectiveContext,
+  ): Omit<ObjectiveResult, "weightSum">;
+}
+
+/** An objective whose steps `train({ replay: true })` can record. */
+export type ReplayableObjective<M = TrainableModel> = Objective<M> & { readonly replay: Replay<M> };
+
+export function roomOf(batch: TokenBatch): BatchRoom {
   return {
-    hidden: gatherRows(hidden, tensorLike(hidden, Int32Array.from(rows))),
-    labels: Int32Array.from(rows, (t) => labels_T[t]!),
-    weights: lossWeights_T && Float32Array.from(rows, (t) => lossWeights_T[t]!),
+    tokens: batch.ids_T.length,
+    documents: batch.cuSeqlens_B1.length - 1,
+    learned: learnedPositions(batch).length,
+    length: batch.positions_T.reduce((most, p) => Math.max(most, p + 1), 0),
+    weighted: batch.lossWeights_T !== undefined,
   };
 }
+
+function padded<A extends Int32Array | Float32Array>(from: A, length: number, value: number): A {
+  const to = new (from.constructor as new (n: number) => A)(length);
+  to.set(from);
+  to.fill(value, from.length);
+  return to;
+}
+
+const nextTokenReplay: Replay<TrainableModel> = {
+  prepare: ({ decoder }, room) => void onDevice(decoder.device, () => decoder.rotary(room.length)),
+  arrays(batch, room) {
+    const { labels_T, lossWeights_T } = batch;
+    const gathered = worthGathering(room.learned, room.tokens);
+    const positions = learnedPositions(batch);
+    const weights = lossWeights_T ?? new Float32Array(labels_T.length).fill(1);
+    const labels = gathered ? Int32Array.from(positions, (t) => labels_T[t]!) : labels_T;
+    const L = gathered ? room.learned : room.tokens;
+    return {
+      ids_T: padded(batch.ids_T, room.tokens, 0),
+      positions_T: padded(batch.positions_T, room.tokens, 0),
+      // The tokens that fill up are a document of their own; further documents are empty.
+      cuSeqlens_B1: padded(batch.cuSeqlens_B1, room.documents + 2, room.tokens),
+      labels_L: padded(labels, L, -100),
+      ...(gathered ? { rows: padded(Int32Array.from(positions), L, 0) } : {}),
+      ...(room.weighted
+        ? { weights_L: padded(gathered ? Float32Array.from(positions, (t) => weights[t]!) : weights, L, 0) }
+        : {}),
+    };
+  },
+  loss({ decoder }, tensors, room, { checkpointing }) {
+    const { ids_T, positions_T, cuSeqlens_B1, labels_L, rows, weights_L } = tensors;
+    const inputs = { ids_T: ids_T!, positions_T: positions_T!, cuSeqlens_B1: cuSeqlens_B1!, length: room.length };
+    const hidden = decoder.forward(inputs, { checkpointing });
+    return {
+      lossSum: lossOf(decoder, hidden, { rows: rows ?? null, labels_L: labels_L!, weights_L: weights_L ?? null }),
+    };
+  },
+};
 
 /**
  * Next-token cross-entropy: lossSum = Σ_t w_t · −log softmax(h_t Wᵀ)[label_t] over positions with a label, weightSum = Σ_t w_t.
  * Fused with the output projection, so that the logits of all tokens never exist together; an adapted head (LoRA on lm_head) holds them.
  */
-export const causalLanguageModel: Objective = (model, batch, { checkpointing }) => {
-  const learned = learnedRows(model.hidden(batch, { checkpointing }), batch);
-  const labels = tensorLike(learned.hidden, learned.labels);
-  const weights = learned.weights ? tensorLike(learned.hidden, learned.weights) : null;
-  const { head } = model.decoder;
-  const lossSum =
-    head && head.deltas.length > 0
-      ? sum(crossEntropy(cast(head.forward(learned.hidden), "f32"), labels, weights))
-      : linearCrossEntropy(learned.hidden, model.decoder.headFor(), labels, weights).loss;
-  return { lossSum, weightSum: batchWeight(batch) };
-};
+export const causalLanguageModel: ReplayableObjective = Object.assign(nextToken, { replay: nextTokenReplay });

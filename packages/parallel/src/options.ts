@@ -153,6 +153,12 @@ export const TrainOptions = v.strictObject({
   precision: v.optional(v.picklist(["f32", "bf16"])),
   /** Recompute activations in the backward pass: less memory, a third more work, the same bits. @default false */
   checkpointing: v.optional(v.boolean(), false),
+  /**
+   * Record a step once and replay it, as one CUDA graph on a GPU: for small models and batches, where the host cannot keep up with the
+   * device. Batches are filled up to the largest so far. Gradients keep their memory between steps; no dropout, and of the objectives
+   * only `causalLanguageModel` can. @default false
+   */
+  replay: v.optional(v.boolean(), false),
   /** Decides dropout, and the data's order when given. @default 0; the data set's own order */
   seed: v.optional(v.pipe(v.number(), v.safeInteger(), v.minValue(0), v.maxValue(2 ** 32 - 1))),
   /** What to do when a loss or gradient is not finite: end the run, or leave the update out ("skip" waits for every step's gradient). @default "error" */

@@ -1,20 +1,11 @@
 /** One optimizer step on one device: micro-batches forward and backward, then one update divided by the weight of all of them. */
-import {
-  backward,
-  type Device,
-  native,
-  noGrad,
-  onDevice,
-  type Optimizer,
-  scope,
-  setRandomStep,
-  type Tensor,
-} from "@llm/core";
+import { type NamedTensor, native, noGrad } from "@llm/core";
 import type { TokenBatch } from "@llm/models";
-import { batchWeight, type Objective, type ObjectiveContext } from "./objective.js";
+import { type Execution, type Queued, readAndFree } from "./execution.js";
+import { batchWeight, type ObjectiveContext } from "./objective.js";
 
 export interface StepSettings {
-  optimizer: Optimizer;
+  parameters: readonly NamedTensor[];
   lr: number;
   maxGradNorm: number;
   /** Look at the gradient before the update and leave it out when it is not finite. */
@@ -30,13 +21,6 @@ export interface StepNumbers {
   gradNorm: number;
   metricSums: Record<string, number>;
   skipped?: "no-labels" | "non-finite";
-}
-
-/** Results of a micro-batch that the queue is still computing: [loss sum, metric sums…], f32. */
-interface Queued {
-  names: string[];
-  values: Promise<Float32Array>;
-  weight: number | Promise<number>;
 }
 
 /** Room for micro-batches between two steps' random numbers. */
@@ -55,54 +39,16 @@ export function microBatchNumber(seed: number, step: number, microBatch: number)
   return Number(h >> 28n) + step * maxMicroBatches + (microBatch % maxMicroBatches);
 }
 
-/** Reads a tensor without blocking and frees it; a failure waits for whoever awaits the result. */
-function read(t: Tensor): Promise<Float32Array> {
-  t.keep();
-  const values = t.data().finally(() => t.dispose()) as Promise<Float32Array>;
-  values.catch(() => {});
-  return values;
-}
-
-/** Queues forward and backward of a micro-batch; gradients are added to the parameters'. */
-function queueMicroBatch<M>(
-  model: M,
-  objective: Objective<M>,
-  batch: TokenBatch,
-  context: ObjectiveContext,
-  number: number,
-  device: Device,
-): Queued {
-  const compute = (): Queued => {
-    setRandomStep(number);
-    const result = objective(model, batch, context);
-    backward(result.lossSum);
-    const metrics = Object.entries(result.metrics ?? {});
-    const sums = [result.lossSum, ...metrics.map(([, t]) => t)];
-    const values = noGrad(() => (sums.length === 1 ? native.cast(sums[0]!, 0) : native.concatRows(sums)));
-    const { weightSum } = result;
-    const weight = typeof weightSum === "number" ? weightSum : read(weightSum.detach()).then((w) => w[0]!);
-    if (typeof weight !== "number") weight.catch(() => {});
-    return {
-      names: metrics.map(([name]) => name),
-      values: read(values),
-      weight,
-    };
-  };
-  return onDevice(device, () => scope(compute));
-}
-
 /**
  * Queues steps. At most two micro-batches are under way: the host prepares one while the device computes the other, and never runs
  * further ahead, because queued work holds its memory.
  */
-export class StepRunner<M> {
-  readonly #model: M;
-  readonly #objective: Objective<M>;
+export class StepRunner {
+  readonly #execution: Execution;
   #ahead: Promise<unknown>[] = [];
 
-  constructor(model: M, objective: Objective<M>) {
-    this.#model = model;
-    this.#objective = objective;
+  constructor(execution: Execution) {
+    this.#execution = execution;
   }
 
   /**
@@ -114,27 +60,20 @@ export class StepRunner<M> {
     context: ObjectiveContext,
     settings: StepSettings,
   ): Promise<{ numbers: Promise<StepNumbers>; updated: boolean }> {
-    const { optimizer } = settings;
+    const execution = this.#execution;
     const queued: Queued[] = [];
     for (const [i, batch] of micros.entries()) {
       // Nothing to learn here means no gradient from here.
       if (batchWeight(batch) === 0) continue;
       while (this.#ahead.length >= 2) await this.#ahead.shift();
-      const q = queueMicroBatch(
-        this.#model,
-        this.#objective,
-        batch,
-        context,
-        microBatchNumber(settings.seed, context.step, i),
-        optimizer.parameters[0]!.tensor.device,
-      );
+      const q = execution.micro(batch, context, microBatchNumber(settings.seed, context.step, i));
       this.#ahead.push(q.values);
       queued.push(q);
     }
     let weight = 0;
     for (const q of queued) weight += typeof q.weight === "number" ? q.weight : await q.weight;
     if (!(weight > 0)) {
-      optimizer.zeroGrad();
+      execution.discard();
       const numbers = Promise.resolve<StepNumbers>({
         lossSum: Number.NaN,
         weight: 0,
@@ -144,16 +83,15 @@ export class StepRunner<M> {
       });
       return { numbers, updated: false };
     }
-    const update = (): Tensor =>
-      optimizer.step({ lr: settings.lr, gradScale: 1 / weight, maxGradNorm: settings.maxGradNorm });
+    const update = { lr: settings.lr, gradScale: 1 / weight, maxGradNorm: settings.maxGradNorm };
     let norm: Promise<Float32Array>;
     let updated = true;
     if (settings.skipNonFinite) {
-      norm = read(noGrad(() => native.globalNorm(optimizer.parameters.map((p) => p.tensor.grad!))));
+      norm = readAndFree(noGrad(() => native.globalNorm(settings.parameters.map((p) => p.tensor.grad!))));
       updated = Number.isFinite((await norm)[0]!) && (await allFinite(queued));
-      if (updated) update().dispose();
-    } else norm = read(update());
-    optimizer.zeroGrad();
+      if (updated) void execution.update(update);
+      else execution.discard();
+    } else norm = execution.update(update);
     const numbers = collect(queued, norm, weight, updated);
     numbers.catch(() => {});
     return { numbers, updated };

@@ -26,12 +26,14 @@ import {
 } from "./checkpoint.js";
 import { evaluateLoss } from "./evaluate-loss.js";
 import { LossCurve } from "./loss-curve.js";
-import { causalLanguageModel, type Objective } from "./objective.js";
+import { EagerExecution } from "./execution.js";
+import { causalLanguageModel, type Objective, type Replay, type ReplayableObjective } from "./objective.js";
 import { type ResolvedTrainOptions, TrainOptions } from "./options.js";
 import { chooseParameters, markTrainable } from "./parameters.js";
 import { createProgress } from "./progress.js";
 import type { EvaluationReport, StepReport, TrainResult } from "./report.js";
 import { sampleAnswers } from "./sample.js";
+import { ReplayedExecution } from "./replay.js";
 import { type StepNumbers, StepRunner } from "./step.js";
 import { TrainRun } from "./train-run.js";
 
@@ -67,6 +69,8 @@ interface RunPlan {
   o: ResolvedTrainOptions;
   model: object;
   objective: Objective<object>;
+  /** Given: steps are replayed from a recording. */
+  replay: Replay<object> | undefined;
   parameters: NamedTensor[];
   optimizer: Optimizer;
   opened: OpenedData;
@@ -83,6 +87,9 @@ function planRun(o: ResolvedTrainOptions): RunPlan {
   if (o.objective === undefined && !(model.decoder && typeof model.hidden === "function")) {
     throw new OptionsError("[train] model: expected a CausalLM, or an own objective with it");
   }
+  const objective = (o.objective ?? causalLanguageModel) as Objective<object> | ReplayableObjective<object>;
+  if (o.replay && !("replay" in objective))
+    throw new OptionsError("[train] replay: the objective has no `replay` part to record; causalLanguageModel has");
   const dtype = model.decoder?.embed.weight.dtype;
   if (dtype === "f16")
     throw new UnsupportedError(
@@ -132,7 +139,8 @@ function planRun(o: ResolvedTrainOptions): RunPlan {
   return {
     o,
     model,
-    objective: (o.objective ?? causalLanguageModel) as Objective<object>,
+    objective,
+    replay: o.replay && "replay" in objective ? objective.replay : undefined,
     parameters,
     optimizer,
     opened,
@@ -260,7 +268,10 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
   const first = step;
   const curve = o.curve ? await LossCurve.open(o.curve, step) : undefined;
   const progress = createProgress(o.progress, o.logEvery, totalSteps);
-  const runner = new StepRunner(model, objective);
+  const execution = plan.replay
+    ? new ReplayedExecution(model, plan.replay, optimizer)
+    : new EagerExecution(model, objective, optimizer);
+  const runner = new StepRunner(execution);
   const iterator = opened.from(batches);
   let last: StepReport | undefined;
   let tokensRead = 0;
@@ -288,7 +299,7 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
       tokensPerSecond: speed.add(now, at.tokens),
       elapsedMs: now - began,
       etaMs: ((now - began) / (at.step - first)) * (totalSteps - at.step),
-      memoryBytes: memory().liveBytes,
+      memoryBytes: memory(parameters[0]!.tensor.device).liveBytes,
       ...(numbers.skipped ? { skipped: numbers.skipped } : {}),
       ...(metrics.length > 0
         ? { metrics: Object.fromEntries(metrics.map(([name, value]) => [name, value / numbers.weight])) }
@@ -346,7 +357,7 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
       const lr = schedule(step);
       const context = { step, totalSteps, checkpointing: o.checkpointing, training: true };
       const { numbers } = await runner.queue(micros, context, {
-        optimizer,
+        parameters: optimizer.parameters,
         lr,
         maxGradNorm: o.maxGradNorm,
         skipNonFinite: o.onNonFinite === "skip",
@@ -390,6 +401,7 @@ async function run(plan: RunPlan, emit: (report: StepReport) => void): Promise<T
     if (o.output !== undefined) await (model as CausalLM).save(o.output);
   } finally {
     await iterator.return?.();
+    execution.dispose();
     progress.end();
     await curve?.close();
   }

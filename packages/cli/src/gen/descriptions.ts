@@ -425,6 +425,10 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
       "Recompute activations in the backward pass: less memory, a third more work, the same bits.",
       "false",
     ],
+    replay: [
+      "Record a step once and replay it, as one CUDA graph on a GPU: for small models and batches, where the host cannot keep up with the device. Batches are filled up to the largest so far. Gradients keep their memory between steps; no dropout, and of the objectives only `causalLanguageModel` can.",
+      "false",
+    ],
     seed: ["Decides dropout, and the data's order when given.", "0; the data set's own order"],
     onNonFinite: [
       'What to do when a loss or gradient is not finite: end the run, or leave the update out ("skip" waits for every step\'s gradient).',

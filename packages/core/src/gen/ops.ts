@@ -4,7 +4,7 @@ import { submit } from "../native.js";
 import type { Tensor } from "../tensor.js";
 
 /** Must equal what the addon reports. */
-export const abi = 2008649496;
+export const abi = 8005488;
 
 export const opNames: readonly string[] = ["add","sub","mul","scale","axpy","mul_scalar_tensor","fill","copy","cast","contiguous","transpose","concat_rows","concat_cols","gather_rows","sum","sum_rows","mean_abs_cols","max_abs_cols","mse","mul_cols","silu","silu_bwd","softmax","log_softmax","argmax","topk","fill_normal","fill_uniform","dropout","matmul","matmul_acc","embedding","embedding_bwd","rms_norm","add_rms_norm","rms_norm_bwd","rope","swiglu","swiglu_bwd","attention","attention_bwd","cross_entropy","cross_entropy_inplace","distill_inplace","token_logprobs","global_norm","clip_coefficient","adamw","sgd","quantize_w4","dequantize_w4","repack_w4","linear_w4","quantize_q8","dequantize_q8","repack_q8","linear_q8","quantize_nf4","dequantize_nf4","quantize_fp8","dequantize_fp8","linear_fp8","linear_fp8_bwd","awq_clip_search","kv_append","paged_attention","apply_penalties","sample"];
 
@@ -238,9 +238,9 @@ export function globalNorm(g: readonly Tensor[]): Tensor {
   return submit(45, g, [])[0]!;
 }
 
-/** c = scale * min(1, max_norm / (scale * norm + 1e-6)), f32 [1]; max_norm 0 = no clipping */
-export function clipCoefficient(norm: Tensor, maxNorm: number, scale: number): Tensor {
-  return submit(46, [norm], [maxNorm, scale])[0]!;
+/** limits = [max_norm, scale]: c = scale * min(1, max_norm / (scale * norm + 1e-6)), f32 [1]; max_norm 0 = no clipping */
+export function clipCoefficient(norm: Tensor, limits: Tensor): Tensor {
+  return submit(46, [norm, limits], [])[0]!;
 }
 
 /** one parameter: hyper f32 [7]: lr beta1 beta2 eps weight_decay 1-beta1^t 1-beta2^t; g is multiplied by coefficient[0] */

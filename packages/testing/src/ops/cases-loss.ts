@@ -110,7 +110,13 @@ for (const [norm, maxNorm, scale] of [
   [0, 1, 1],
   [4, 1, 0.25],
 ] as const)
-  add("clip_coefficient", `norm ${norm}`, [input("f32", [1], [norm])], [maxNorm, scale], arithmetic);
+  add(
+    "clip_coefficient",
+    `norm ${norm}, at most ${maxNorm}, scale ${scale}`,
+    [input("f32", [1], [norm]), input("f32", [2], [maxNorm, scale])],
+    [],
+    arithmetic,
+  );
 
 const adam = input("f32", [7], [1e-2, 0.9, 0.95, 1e-8, 0.1, 1 - 0.9 ** 3, 1 - 0.95 ** 3]);
 const one = input("f32", [1], [0.5]);

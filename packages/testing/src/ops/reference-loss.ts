@@ -89,9 +89,10 @@ export const losses: Record<string, Reference> = {
   global_norm: (parts) => [
     numbers("f32", [1], [Math.sqrt(parts.reduce((s, x) => s + x!.data.reduce((a, v) => a + v * v, 0), 0))]),
   ],
-  clip_coefficient: ([norm], [maxNorm, scale]) => {
-    const ratio = maxNorm === 0 ? 1 : Math.min(1, maxNorm! / (scale! * norm!.data[0]! + 1e-6));
-    return [numbers("f32", [1], [scale! * ratio])];
+  clip_coefficient: ([norm, limits]) => {
+    const [maxNorm, scale] = limits!.data as unknown as [number, number];
+    const ratio = maxNorm === 0 ? 1 : Math.min(1, maxNorm / (scale * norm!.data[0]! + 1e-6));
+    return [numbers("f32", [1], [scale * ratio])];
   },
   adamw: ([hyper, coefficient, p, g, m, v, master]) => {
     const [lr, beta1, beta2, eps, decay, c1, c2] = hyper!.data as unknown as [
