@@ -16,7 +16,7 @@ const programs = {
   ops: "packages/testing/src/ops/main.ts",
   "cli/llm": "packages/cli/src/main.ts",
   ...Object.fromEntries(
-    ["decode", "kernels", "load", "parity", "train-step"].map((name) => [name, `bench/gpu/${name}.ts`]),
+    ["decode", "fp8-parity", "kernels", "load", "parity", "train-step"].map((name) => [name, `bench/gpu/${name}.ts`]),
   ),
 };
 mkdirSync(join(folder, "cli"), { recursive: true });

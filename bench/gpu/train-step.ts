@@ -1,6 +1,6 @@
 /**
  * Training steps on a GPU: packed random tokens, sequences of 2048.
- * usage: train-step --model 7b|1.5b|0.5b --sequences 4 --length 2048 --mode lora|qlora|full [--rank 64] [--checkpointing] [--layers n] [--steps 8] [--plan] [--profile] [--trace file]
+ * usage: train-step --model 7b|1.5b|0.5b --sequences 4 --length 2048 --mode lora|fp8|qlora|full [--rank 64] [--checkpointing] [--layers n] [--steps 8] [--plan] [--profile] [--trace file]
  * --plan replays the step from a recording (one CUDA graph). Prints tokens/s (median step), peak memory, and with --profile the time of each op; --trace writes that step as a Chrome trace.
  */
 import { writeFileSync } from "node:fs";
@@ -23,7 +23,7 @@ import {
   type Tensor,
   trimMemory,
 } from "@llm/core";
-import { adapterParameters, applyLora, quantizeNf4 } from "@llm/lora";
+import { adapterParameters, applyLora, quantizeFp8, quantizeNf4 } from "@llm/lora";
 import { createInputs, createModel, type DecoderInputs, trainBpe } from "@llm/models";
 import { argument, flag, type ShapeName, shapes } from "./shapes.js";
 
@@ -41,7 +41,12 @@ const config = {
 };
 let start = performance.now();
 const base = createModel(config, tokenizer, { dtype: "bf16", device: "cuda", seed: 1 });
-const frozen = mode === "qlora" ? quantizeNf4(base, { release: true }) : base;
+const frozen =
+  mode === "qlora"
+    ? quantizeNf4(base, { release: true })
+    : mode === "fp8"
+      ? quantizeFp8(base, { release: true })
+      : base;
 const model = mode === "full" ? base : applyLora(frozen, { rank: Number(argument("rank", "64")), alpha: 128 });
 const parameters = mode === "full" ? model.decoder.trainable() : adapterParameters(model);
 for (const { tensor: p } of parameters) p.requiresGrad = true;

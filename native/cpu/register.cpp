@@ -38,11 +38,13 @@ struct Table {
     add(scalar, ref_loss, ref_loss_count);
     add(scalar, ref_optim, ref_optim_count);
     add(scalar, ref_quant, ref_quant_count);
+    add(scalar, ref_fp8, ref_fp8_count);
     add(scalar, ref_paged, ref_paged_count);
     add(scalar, ref_sample, ref_sample_count);
 #if defined(__x86_64__)
     for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16, cpu::Isa::amx}) add(isa, fast_matmul, fast_matmul_count);
     for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512}) add(isa, fast_linear, fast_linear_count);
+    for (const auto isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16, cpu::Isa::amx}) add(isa, fast_fp8, fast_fp8_count);
     LLM_ADD_VECTOR(layers);
     LLM_ADD_VECTOR(attention);
     LLM_ADD_VECTOR(elementwise);

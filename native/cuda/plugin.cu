@@ -188,6 +188,7 @@ const char* open(int card) {
   LLM_ADD(cuda_attention);
   LLM_ADD(cuda_loss);
   LLM_ADD(cuda_quant);
+  LLM_ADD(cuda_fp8);
   LLM_ADD(cuda_paged);
   LLM_ADD(cuda_sample);
 #undef LLM_ADD

@@ -17,6 +17,7 @@ LLM_CUDA_TABLE(cuda_matmul)
 LLM_CUDA_TABLE(cuda_attention)
 LLM_CUDA_TABLE(cuda_loss)
 LLM_CUDA_TABLE(cuda_quant)
+LLM_CUDA_TABLE(cuda_fp8)
 LLM_CUDA_TABLE(cuda_paged)
 LLM_CUDA_TABLE(cuda_sample)
 

@@ -63,15 +63,19 @@ enum Op : int {
   op_linear_q8 = 56,
   op_quantize_nf4 = 57,
   op_dequantize_nf4 = 58,
-  op_awq_clip_search = 59,
-  op_kv_append = 60,
-  op_paged_attention = 61,
-  op_apply_penalties = 62,
-  op_sample = 63,
-  op_count = 64
+  op_quantize_fp8 = 59,
+  op_dequantize_fp8 = 60,
+  op_linear_fp8 = 61,
+  op_linear_fp8_bwd = 62,
+  op_awq_clip_search = 63,
+  op_kv_append = 64,
+  op_paged_attention = 65,
+  op_apply_penalties = 66,
+  op_sample = 67,
+  op_count = 68
 };
 
-constexpr int kAbi = -1643110266;
+constexpr int kAbi = 8005488;
 
 struct InputSpec {
   const char* name;
@@ -144,6 +148,10 @@ constexpr OpSpec kOps[op_count] = {
     {"linear_q8", 3, 1, 4, {{"x", true, false, false, false}, {"packed", false, false, false, false}, {"bias", false, false, true, false}}},
     {"quantize_nf4", 1, 2, 1, {{"x", false, false, false, false}}},
     {"dequantize_nf4", 2, 1, 4, {{"q", false, false, false, false}, {"absmax", false, false, false, false}}},
+    {"quantize_fp8", 1, 2, 0, {{"x", true, false, false, false}}},
+    {"dequantize_fp8", 2, 1, 1, {{"q", false, false, false, false}, {"scale", false, false, false, false}}},
+    {"linear_fp8", 4, 1, 0, {{"x", true, false, false, false}, {"q", false, false, false, false}, {"scale", false, false, false, false}, {"bias", false, false, true, false}}},
+    {"linear_fp8_bwd", 3, 1, 0, {{"dy", true, false, false, false}, {"q", false, false, false, false}, {"scale", false, false, false, false}}},
     {"awq_clip_search", 2, 1, 3, {{"w", false, false, false, false}, {"x", true, false, false, false}}},
     {"kv_append", 4, 0, 0, {{"cache", false, true, false, false}, {"scales", false, true, true, false}, {"x", true, false, false, false}, {"slots", false, false, false, false}}},
     {"paged_attention", 8, 1, 2, {{"q", true, false, false, false}, {"k_cache", false, false, false, false}, {"v_cache", false, false, false, false}, {"k_scales", false, false, true, false}, {"v_scales", false, false, true, false}, {"block_table", false, false, false, false}, {"cu_q", false, false, false, false}, {"kv_lengths", false, false, false, false}}},

@@ -302,6 +302,13 @@ int64_t check_q8(const Infer& c, double group) {
   return k;
 }
 
+void check_fp8(const Infer& c, int q) {
+  c.expect_ndim(q, 2);
+  c.expect_dtype(q, u8);
+  c.expect_shape(q + 1, {c.dim(q, 0)});
+  c.expect_dtype(q + 1, f32);
+}
+
 void linear_packed(Infer& c, int64_t bytes) {
   const int64_t n = static_cast<int64_t>(c.attr[0]), k = static_cast<int64_t>(c.attr[1]);
   c.expect_shape(0, {-1, k});
@@ -452,6 +459,32 @@ bool fill_rules() {
     c.expect_dtype(1, f32);
     c.expect_shape(1, {ceil_div(rows * cols, static_cast<int64_t>(c.attr[0]))});
     c.out(c.dtype_attr(1), {rows, cols});
+  });
+  set(op_quantize_fp8, [](Infer& c) {
+    c.expect_ndim(0, 2);
+    c.expect_float(0);
+    c.out(u8, {c.dim(0, 0), c.dim(0, 1)});
+    c.out(f32, {c.dim(0, 0)});
+  });
+  set(op_dequantize_fp8, [](Infer& c) {
+    check_fp8(c, 0);
+    c.out(c.dtype_attr(0), {c.dim(0, 0), c.dim(0, 1)});
+  });
+  set(op_linear_fp8, [](Infer& c) {
+    c.expect_float(0);
+    check_fp8(c, 1);
+    c.expect_shape(0, {-1, c.dim(1, 1)});
+    if (c.has(3)) {
+      c.expect_shape(3, {c.dim(1, 0)});
+      c.expect_same_dtype(3, 0);
+    }
+    c.out(c.in[0].dtype, {c.dim(0, 0), c.dim(1, 0)});
+  });
+  set(op_linear_fp8_bwd, [](Infer& c) {
+    c.expect_float(0);
+    check_fp8(c, 1);
+    c.expect_shape(0, {-1, c.dim(1, 0)});
+    c.out(c.in[0].dtype, {c.dim(0, 0), c.dim(1, 1)});
   });
   set(op_awq_clip_search, [](Infer& c) {
     c.expect_ndim(0, 2);

@@ -66,7 +66,7 @@ const flags = ["-std=c++20", "-O3", `-I${native}`, "--expt-relaxed-constexpr", "
   ...(process.env.LLM_CUDA_LINEINFO === "1" ? ["-lineinfo"] : []),
   "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", ...targets]; // prettier-ignore
 
-const sources = ["cuda", "cuda/attention", "cuda/gemm", "cuda/lib"]
+const sources = ["cuda", "cuda/attention", "cuda/fp8", "cuda/gemm", "cuda/lib"]
   .flatMap((folder) => readdirSync(`${native}/${folder}`).map((name) => `${native}/${folder}/${name}`))
   .filter((path) => /\.(cu|cpp)$/.test(path))
   .sort((a, b) => statSync(b).size - statSync(a).size);

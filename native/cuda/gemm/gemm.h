@@ -31,6 +31,8 @@ struct Gemm {
   const void* bias = nullptr;
   DType dtype_bias = DType::f32;
   float alpha = 1, beta = 0;
+  // Operands of dtype u8 are e4m3 codes: f32 scales of the rows of op(A), [m], and of the columns of op(B), [n]. For library_gemm only.
+  const float *scale_a = nullptr, *scale_b = nullptr;
   // 256-byte aligned memory that the library may use, for callers with many products in one command; without it each takes its own scratch.
   void* workspace = nullptr;
   size_t workspace_bytes = 0;

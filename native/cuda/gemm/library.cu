@@ -28,7 +28,14 @@ constexpr double kWorthTiming = 134217728.0;  // 2^27 products: below, launching
 constexpr size_t kMostPlans = 4096;
 constexpr size_t kMostCopy = size_t{256} << 20;  // scratch memory is kept, so timing must not take much of it
 
-cudaDataType_t type_of(DType t) { return t == DType::bf16 ? CUDA_R_16BF : t == DType::f16 ? CUDA_R_16F : CUDA_R_32F; }
+// The longest sums of FP8 products that stay in the tensor cores' own accumulators, which keep fewer bits than f32. Measured against sums
+// in double: up to 4,608 terms that adds less than the rounding of the result to bf16 does (1.5e-3 to 2.4e-3 of the rms together), and products
+// are 7 to 15 % faster; at 37,888 terms it would be four times as much.
+constexpr int64_t kFastDepth = 8192;
+
+cudaDataType_t type_of(DType t) {
+  return t == DType::bf16 ? CUDA_R_16BF : t == DType::f16 ? CUDA_R_16F : t == DType::u8 ? CUDA_R_8F_E4M3 : CUDA_R_32F;
+}
 
 uint32_t alignment_of(const void* p) {
   const uintptr_t a = reinterpret_cast<uintptr_t>(p);
@@ -112,6 +119,9 @@ struct Plan {
     return fn.desc_create(&desc, lt::kCompute32F, CUDA_R_32F) == lt::kSuccess &&
            set(lt::kDescTransA, g.trans_b ? lt::kOpT : lt::kOpN) && set(lt::kDescTransB, g.trans_a ? lt::kOpT : lt::kOpN) &&
            (!g.bias || (set(lt::kDescEpilogue, static_cast<uint32_t>(lt::kEpilogueBias)) && set(lt::kDescBiasPointer, g.bias))) &&
+           (g.dtype_a != DType::u8 || (set(lt::kDescScaleModeA, lt::kScaleOuterVector) && set(lt::kDescScaleModeB, lt::kScaleOuterVector) &&
+                                       set(lt::kDescScalePointerA, g.scale_b) && set(lt::kDescScalePointerB, g.scale_a) &&
+                                       set(lt::kDescFastAccumulation, static_cast<int8_t>(g.dtype_c == DType::bf16 && g.k <= kFastDepth)))) &&
            layout(&a, g.dtype_a, rows_a(g), cols_a(g), g.lda) && layout(&b, g.dtype_b, rows_b(g), cols_b(g), g.ldb) &&
            layout(&c, g.dtype_c, g.m, g.n, g.ldc);
   }
@@ -149,6 +159,10 @@ class Library {
     Plan& plan = *at->second;
     if (!plan.usable) return false;
     if (g.bias) fn_.desc_set(plan.desc, lt::kDescBiasPointer, &g.bias, sizeof g.bias);
+    if (g.dtype_a == DType::u8) {
+      fn_.desc_set(plan.desc, lt::kDescScalePointerA, &g.scale_b, sizeof g.scale_b);
+      fn_.desc_set(plan.desc, lt::kDescScalePointerB, &g.scale_a, sizeof g.scale_a);
+    }
     void* workspace = plan.workspace == 0 ? nullptr : plan.workspace <= g.workspace_bytes ? g.workspace : ctx.scratch(plan.workspace);
     const lt::Status status = launch(ctx, g, plan, plan.algo, g.c, workspace, plan.workspace);
     if (status != lt::kSuccess) *error = fn_.status_text(status);

@@ -37,7 +37,20 @@ struct Candidate {
 constexpr int kCompute32F = 68;  // f32 products and sums; 16-bit operands are multiplied exactly
 constexpr int32_t kOpN = 0, kOpT = 1;
 
-enum DescAttribute : int { kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBiasPointer = 8, kDescBiasType = 26 };
+enum DescAttribute : int {
+  kDescTransA = 3,
+  kDescTransB = 4,
+  kDescEpilogue = 7,
+  kDescBiasPointer = 8,
+  kDescScalePointerA = 17,
+  kDescScalePointerB = 18,
+  kDescFastAccumulation = 25,
+  kDescBiasType = 26,
+  kDescScaleModeA = 31,  // from 12.8 on
+  kDescScaleModeB = 32
+};
+// An f32 scale for each row of A^T or column of B (12.9 on, Hopper).
+constexpr int32_t kScaleOuterVector = 3;
 enum PreferenceAttribute : int {
   kPrefWorkspace = 1,
   kPrefReduction = 3,

@@ -28,6 +28,14 @@ static_assert(int(lt::kDescTransB) == CUBLASLT_MATMUL_DESC_TRANSB);
 static_assert(int(lt::kDescEpilogue) == CUBLASLT_MATMUL_DESC_EPILOGUE);
 static_assert(int(lt::kDescBiasPointer) == CUBLASLT_MATMUL_DESC_BIAS_POINTER);
 static_assert(int(lt::kDescBiasType) == CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE);
+static_assert(int(lt::kDescScalePointerA) == CUBLASLT_MATMUL_DESC_A_SCALE_POINTER);
+static_assert(int(lt::kDescScalePointerB) == CUBLASLT_MATMUL_DESC_B_SCALE_POINTER);
+static_assert(int(lt::kDescFastAccumulation) == CUBLASLT_MATMUL_DESC_FAST_ACCUM);
+#if CUBLAS_VERSION >= 120900
+static_assert(int(lt::kDescScaleModeA) == CUBLASLT_MATMUL_DESC_A_SCALE_MODE);
+static_assert(int(lt::kDescScaleModeB) == CUBLASLT_MATMUL_DESC_B_SCALE_MODE);
+static_assert(lt::kScaleOuterVector == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+#endif
 static_assert(int(lt::kPrefWorkspace) == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES);
 static_assert(int(lt::kPrefReduction) == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK);
 static_assert(int(lt::kPrefAlignA) == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES);

@@ -175,16 +175,16 @@ export default defineConfig({ model: "model", data, lora: { rank, targets: ["q_p
     expect(readFileSync(at("adapter/loss.jsonl"), "utf8").trim().split("\n")).toHaveLength(3);
   });
 
-  test("--quantize-base trains an adapter on a base in NF4 (QLoRA)", async () => {
-    const words = split(`train --model ${at("model")} --data ${at("train.jsonl")} --steps 2 --quantize-base nf4`);
-    const { code, stdout } = await llm(...words, "--lora-rank", "2", "--checkpointing", "--output", at("qlora"));
+  test.each(["nf4", "fp8"])("--quantize-base trains an adapter on a base in %s", async (kind) => {
+    const words = split(`train --model ${at("model")} --data ${at("train.jsonl")} --steps 2 --quantize-base ${kind}`);
+    const { code, stdout } = await llm(...words, "--lora-rank", "2", "--checkpointing", "--output", at(kind));
     expect(code).toBe(0);
     expect(last(stdout)).toMatchObject({ type: "done", kind: "adapter", steps: 2 });
-    const config = JSON.parse(readFileSync(at("qlora/adapter_config.json"), "utf8"));
+    const config = JSON.parse(readFileSync(at(`${kind}/adapter_config.json`), "utf8"));
     expect(config).toMatchObject({ r: 2, base_model_name_or_path: at("model") });
     expect(await llm(...words, "--output", at("never"))).toMatchObject({
       code: 2,
-      stderr: expect.stringContaining("weights in 4 bits do not train"),
+      stderr: expect.stringContaining("quantized weights do not train"),
     });
   });
 

@@ -25,8 +25,11 @@ export interface TrainConfig {
   lora?: boolean | LoraOptions;
   /** PEFT folder of an adapter to go on training. */
   adapter?: string;
-  /** Keep the frozen base in 4-bit NormalFloat with double quantization while an adapter trains on it: QLoRA. Absent: as loaded. */
-  quantizeBase?: "nf4";
+  /**
+   * Keep the frozen base quantized while an adapter trains on it: "nf4" in 4-bit NormalFloat with double quantization (QLoRA, the least memory),
+   * "fp8" in 8-bit floats (the fastest on Hopper GPUs). Absent: as loaded.
+   */
+  quantizeBase?: "nf4" | "fp8";
   /** Follow a teacher instead of the labels alone. */
   distill?: DistillSettings;
   /** Folder that the adapter or the model is written to. */

@@ -26,7 +26,7 @@ const configSchema = v.strictObject({
   evaluationFraction: v.optional(v.number()),
   lora: v.optional(v.union([v.boolean(), LoraOptions])),
   adapter: v.optional(text),
-  quantizeBase: v.optional(v.picklist(["nf4"])),
+  quantizeBase: v.optional(v.picklist(["nf4", "fp8"])),
   distill: v.optional(distillSettingsSchema),
   output: v.optional(text),
   save: v.optional(v.partial(v.omit(SaveModelOptions, ["adapters"]))),

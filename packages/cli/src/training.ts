@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { OptionsError } from "@llm/core";
 import { type Dataset, type DataSource, loadDataset, preview } from "@llm/data";
-import { adapterParameters, applyLora, loadLora, quantizeNf4, saveLora } from "@llm/lora";
+import { adapterParameters, applyLora, loadLora, quantizeFp8, quantizeNf4, saveLora } from "@llm/lora";
 import { type CausalLM, pullDataset } from "@llm/models";
 import { train, type TrainOptions } from "@llm/parallel";
 import type { TrainConfig } from "./define-config.js";
@@ -147,7 +147,7 @@ export async function runTraining({ config, preview: samples, where, signal, ter
     throw new OptionsError(`[${where}] expected lora (a new adapter) or adapter (one to go on with), got both`);
   if (quantizeBase !== undefined && !isAdapter)
     throw new OptionsError(
-      `[${where}] quantizeBase: expected lora or adapter beside it; weights in 4 bits do not train`,
+      `[${where}] quantizeBase: expected lora or adapter beside it; quantized weights do not train`,
     );
 
   terminal.note(`loading ${[config.distill?.teacher, name].filter((part) => part !== undefined).join(" and ")}`);
@@ -165,7 +165,12 @@ export async function runTraining({ config, preview: samples, where, signal, ter
     terminal.print(`${preview(prepared.data, samples, { color: terminal.colors.isColorSupported })}\n`);
     return;
   }
-  const frozen = quantizeBase === undefined ? base : quantizeNf4(base, { release: true });
+  const frozen =
+    quantizeBase === "nf4"
+      ? quantizeNf4(base, { release: true })
+      : quantizeBase === "fp8"
+        ? quantizeFp8(base, { release: true })
+        : base;
   const model =
     adapter !== undefined
       ? await loadLora(frozen, adapter, { trainable: true })

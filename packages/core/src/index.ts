@@ -100,6 +100,7 @@ export {
 export {
   concatColumns,
   type DenseStorage,
+  type Fp8Storage,
   fuseLinears,
   Linear,
   type LinearDelta,

@@ -12,3 +12,4 @@ export { saveLora } from "./save.js";
 export { loadLora } from "./load.js";
 export { mergeLora } from "./merge.js";
 export { quantizeNf4, QuantizeNf4Options } from "./nf4.js";
+export { quantizeFp8, QuantizeFp8Options } from "./fp8.js";

@@ -188,7 +188,7 @@ describe("mergeLora", () => {
       ["0", "1"].flatMap((i) => ["q_proj", "k_proj", "v_proj", "o_proj"].map((p) => `${i}.self_attn.${p}.weight`)),
     );
     expect(merged.decoder.blocks.every((b) => b.qkv.fused !== undefined && b.gateUp.fused !== undefined)).toBe(true);
-    expect(merged.decoder.blocks[0]!.gateUp.fused!.weight).toBe(base.decoder.blocks[0]!.gateUp.fused!.weight);
+    expect(merged.decoder.blocks[0]!.gateUp.fused!.storage).toBe(base.decoder.blocks[0]!.gateUp.fused!.storage);
   });
 
   it("rounds once: bf16 weights are the rounded f32 sums", async () => {

@@ -55,7 +55,9 @@ export function quantizeNf4(model: CausalLM, options: QuantizeNf4Options = {}): 
     ),
   );
   if (o.release)
-    for (const block of decoder.blocks) for (const g of [block.qkv, block.gateUp]) g.fused?.weight.dispose();
+    for (const block of decoder.blocks)
+      for (const { fused } of [block.qkv, block.gateUp])
+        if (fused?.storage.kind === "dense") fused.storage.weight.dispose();
   return model.withDecoder(made);
 }
 

@@ -283,10 +283,7 @@ export class Decoder {
       if (l.bias) list.push({ name: `${l.name}.bias`, tensor: l.bias });
     };
     const addGroup = (g: LinearGroup): void => {
-      if (!g.fused) return g.linears.forEach(addLinear);
-      const name = g.linears.map((l) => l.name).join("+");
-      list.push({ name: `${name}.weight`, tensor: g.fused.weight });
-      if (g.fused.bias) list.push({ name: `${name}.bias`, tensor: g.fused.bias });
+      for (const l of g.fused ? [g.fused] : g.linears) addLinear(l);
     };
     for (const b of this.blocks) {
       addGroup(b.qkv);
@@ -334,8 +331,7 @@ export class Decoder {
     for (const [, t] of this.namedTensors()) t.dispose();
     for (const b of this.blocks) {
       for (const g of [b.qkv, b.gateUp]) {
-        g.fused?.weight.dispose();
-        g.fused?.bias?.dispose();
+        for (const [, t] of g.fused?.storageTensors() ?? []) t.dispose();
       }
     }
     for (const l of this.linears()) {

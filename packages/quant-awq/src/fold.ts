@@ -172,11 +172,8 @@ export const foldedLinear: MakeLinear = (_role, l, { columns, rows }) => {
 
 function group(before: LinearGroup, linears: readonly Linear[], changed: boolean): LinearGroup {
   if (linears.some((l) => l.storage.kind !== "dense")) return new LinearGroup(linears);
-  if (!changed && before.fused)
-    return new LinearGroup(linears, {
-      weight: shared(before.fused.weight),
-      bias: before.fused.bias ? shared(before.fused.bias) : null,
-    });
+  if (!changed && before.fused?.storage.kind === "dense")
+    return new LinearGroup(linears, sharedLinear(before.fused, before.fused.storage.weight));
   const fused = fuseLinears(linears);
   // The group's buffer holds copies now.
   if (fused.fused) for (const l of linears) for (const [, t] of l.storageTensors()) t.dispose();

@@ -89,7 +89,9 @@ export const descriptions: Readonly<Record<string, Readonly<Record<string, reado
     output: ["Folder that the adapter or model is written to, with the loss curve."],
     lora: ["Train a LoRA adapter instead of all weights; every --lora-… flag implies it."],
     adapter: ["PEFT folder of an adapter to go on training."],
-    quantizeBase: ["Keep the frozen base in 4-bit NormalFloat while the adapter trains: QLoRA."],
+    quantizeBase: [
+      "Keep the frozen base in fewer bits while the adapter trains: nf4 is QLoRA, fp8 is the fastest on Hopper GPUs.",
+    ],
     evaluationData: ["Data to measure the loss on that is not trained on. Give it once per file."],
     evaluationFraction: ["Share of the training data's rows kept for evaluation instead. In (0, 1)."],
     sampleQuestions: [

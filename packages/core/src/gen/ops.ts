@@ -4,9 +4,9 @@ import { submit } from "../native.js";
 import type { Tensor } from "../tensor.js";
 
 /** Must equal what the addon reports. */
-export const abi = -1643110266;
+export const abi = 8005488;
 
-export const opNames: readonly string[] = ["add","sub","mul","scale","axpy","mul_scalar_tensor","fill","copy","cast","contiguous","transpose","concat_rows","concat_cols","gather_rows","sum","sum_rows","mean_abs_cols","max_abs_cols","mse","mul_cols","silu","silu_bwd","softmax","log_softmax","argmax","topk","fill_normal","fill_uniform","dropout","matmul","matmul_acc","embedding","embedding_bwd","rms_norm","add_rms_norm","rms_norm_bwd","rope","swiglu","swiglu_bwd","attention","attention_bwd","cross_entropy","cross_entropy_inplace","distill_inplace","token_logprobs","global_norm","clip_coefficient","adamw","sgd","quantize_w4","dequantize_w4","repack_w4","linear_w4","quantize_q8","dequantize_q8","repack_q8","linear_q8","quantize_nf4","dequantize_nf4","awq_clip_search","kv_append","paged_attention","apply_penalties","sample"];
+export const opNames: readonly string[] = ["add","sub","mul","scale","axpy","mul_scalar_tensor","fill","copy","cast","contiguous","transpose","concat_rows","concat_cols","gather_rows","sum","sum_rows","mean_abs_cols","max_abs_cols","mse","mul_cols","silu","silu_bwd","softmax","log_softmax","argmax","topk","fill_normal","fill_uniform","dropout","matmul","matmul_acc","embedding","embedding_bwd","rms_norm","add_rms_norm","rms_norm_bwd","rope","swiglu","swiglu_bwd","attention","attention_bwd","cross_entropy","cross_entropy_inplace","distill_inplace","token_logprobs","global_norm","clip_coefficient","adamw","sgd","quantize_w4","dequantize_w4","repack_w4","linear_w4","quantize_q8","dequantize_q8","repack_q8","linear_q8","quantize_nf4","dequantize_nf4","quantize_fp8","dequantize_fp8","linear_fp8","linear_fp8_bwd","awq_clip_search","kv_append","paged_attention","apply_penalties","sample"];
 
 /** y = a + b; b may be [N] against a [.., N], or one element */
 export function add(a: Tensor, b: Tensor): Tensor {
@@ -303,27 +303,47 @@ export function dequantizeNf4(q: Tensor, absmax: Tensor, block: number, dtype: n
   return submit(58, [q, absmax], [block, dtype, rows, cols])[0]!;
 }
 
+/** e4m3 codes, round to nearest even, and a scale a row: amax = max(|x|, 1e-30), scale = amax / 448, q = e4m3(x * (448 / amax)): u8 [R, C], f32 [R] */
+export function quantizeFp8(x: Tensor): [q: Tensor, scale: Tensor] {
+  return submit(59, [x], []) as [Tensor, Tensor];
+}
+
+/** w = e4m3 value * scale of its row, [R, C] */
+export function dequantizeFp8(q: Tensor, scale: Tensor, dtype: number): Tensor {
+  return submit(60, [q, scale], [dtype])[0]!;
+}
+
+/** y = x w^T + bias with the rows of x quantized as in quantize_fp8: exact products of codes, f32 sums, both scales, one rounding */
+export function linearFp8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | null): Tensor {
+  return submit(61, [x, q, scale, bias], [])[0]!;
+}
+
+/** dx = dy w for w [N, C]: the scale of w is multiplied into dy before its rows are quantized as in quantize_fp8 */
+export function linearFp8Bwd(dy: Tensor, q: Tensor, scale: Tensor): Tensor {
+  return submit(62, [dy, q, scale], [])[0]!;
+}
+
 /** best symmetric clip per row and group against inputs x [S, C]: f32 [N, G] */
 export function awqClipSearch(w: Tensor, x: Tensor, group: number, grid: number, shrink: number): Tensor {
-  return submit(59, [w, x], [group, grid, shrink])[0]!;
+  return submit(63, [w, x], [group, grid, shrink])[0]!;
 }
 
 /** row t of x [T, K, D] to slot slots[t] = block * block_size + offset; negative = skip; no slot twice */
 export function kvAppend(cache: Tensor, scales: Tensor | null, x: Tensor, slots: Tensor): void {
-  submit(60, [cache, scales, x, slots], []);
+  submit(64, [cache, scales, x, slots], []);
 }
 
 /** block_table i32 [B, M], kv_lengths i32 [B] including this step's tokens */
 export function pagedAttention(q: Tensor, kCache: Tensor, vCache: Tensor, kScales: Tensor | null, vScales: Tensor | null, blockTable: Tensor, cuQ: Tensor, kvLengths: Tensor, scale: number, window: number): Tensor {
-  return submit(61, [q, kCache, vCache, kScales, vScales, blockTable, cuQ, kvLengths], [scale, window])[0]!;
+  return submit(65, [q, kCache, vCache, kScales, vScales, blockTable, cuQ, kvLengths], [scale, window])[0]!;
 }
 
 /** history i32 [B, L] prompt then output; params f32 [B, 8]: temperature top_k top_p min_p repetition presence frequency - */
 export function applyPenalties(logits: Tensor, history: Tensor, historyLengths: Tensor, promptLengths: Tensor, params: Tensor): void {
-  submit(62, [logits, history, historyLengths, promptLengths, params], []);
+  submit(66, [logits, history, historyLengths, promptLengths, params], []);
 }
 
 /** seeds i32 [B, 2], steps i32 [B]; temperature 0 = argmax; ids i32 [B], logprob of the raw distribution f32 [B] */
 export function sample(logits: Tensor, params: Tensor, seeds: Tensor, steps: Tensor): [ids: Tensor, logprob: Tensor] {
-  return submit(63, [logits, params, seeds, steps], []) as [Tensor, Tensor];
+  return submit(67, [logits, params, seeds, steps], []) as [Tensor, Tensor];
 }

@@ -49,8 +49,22 @@ export interface Nf4Storage {
   block: number;
 }
 
+/**
+ * 8-bit floats (e4m3) with a scale for each out feature: w = q · scale. Products quantize their other operand in the same way, row by row, and
+ * run on the FP8 tensor cores of NVIDIA's Hopper (compute capability 9.0, with cuBLASLt 12.9 or later) where N and C are multiples of 16 and x is
+ * 16-bit. Everywhere else the numbers are the same, from products of wider floats.
+ * @see Micikevicius et al. 2022, arXiv:2209.05433
+ */
+export interface Fp8Storage {
+  kind: "fp8";
+  /** u8 [N, C], codes of e4m3. */
+  q: Tensor;
+  /** f32 [N] */
+  scale: Tensor;
+}
+
 /** How a linear holds its weight. */
-export type LinearStorage = DenseStorage | W4Storage | Q8Storage | Nf4Storage;
+export type LinearStorage = DenseStorage | W4Storage | Q8Storage | Nf4Storage | Fp8Storage;
 
 /** A trainable low-rank update: y += scale · dropout(x) Aᵀ Bᵀ. */
 export interface LoraDelta {
@@ -153,7 +167,10 @@ export class Linear {
     if (s.kind === "dense") return { weight: s.weight, bias: this.bias };
     return {
       forward: (x) => this.quantizedForward(x),
-      backward: (dy) => scope(() => raw.matmul(dy, this.dequantize(dy.dtype), null, 0, 0, code(dy.dtype))),
+      backward: (dy) =>
+        s.kind === "fp8"
+          ? raw.linearFp8Bwd(dy, s.q, s.scale)
+          : scope(() => raw.matmul(dy, this.dequantize(dy.dtype), null, 0, 0, code(dy.dtype))),
     };
   }
 
@@ -185,6 +202,8 @@ export class Linear {
         );
       case "nf4":
         return scope(() => raw.matmul(x, this.dequantize(x.dtype), bias, 0, 1, code(x.dtype)));
+      case "fp8":
+        return raw.linearFp8(x, s.q, s.scale, bias);
       case "dense":
         throw new UnsupportedError("[linear] a dense weight has no quantized forward");
     }
@@ -202,6 +221,8 @@ export class Linear {
         return raw.dequantizeQ8(s.q, s.scales, s.group, code(dtype));
       case "nf4":
         return raw.dequantizeNf4(s.q, absmaxOf(s), s.block, code(dtype), this.outFeatures, this.inFeatures);
+      case "fp8":
+        return raw.dequantizeFp8(s.q, s.scale, code(dtype));
     }
   }
 
@@ -227,32 +248,7 @@ export class Linear {
 
   /** Tensors that make up the storage, by the suffix of their name. */
   storageTensors(): [suffix: string, tensor: Tensor][] {
-    const s = this.storage;
-    const list: [string, Tensor][] =
-      s.kind === "dense"
-        ? [["weight", s.weight]]
-        : s.kind === "w4"
-          ? [
-              ["q", s.q],
-              ["scales", s.scales],
-              ["zeros", s.zeros],
-            ]
-          : s.kind === "q8"
-            ? [
-                ["q", s.q],
-                ["scales", s.scales],
-              ]
-            : "isTensor" in s.absmax
-              ? [
-                  ["q", s.q],
-                  ["absmax", s.absmax],
-                ]
-              : [
-                  ["q", s.q],
-                  ["absmax.q", s.absmax.q],
-                  ["absmax.scales", s.absmax.scales],
-                  ["absmax.offset", s.absmax.offset],
-                ];
+    const list = tensorsOf(this.storage);
     if (this.bias) list.push(["bias", this.bias]);
     return list;
   }
@@ -267,6 +263,48 @@ export class Linear {
     this.packing.tensor?.dispose();
     this.packing.tensor = undefined;
   }
+}
+
+function tensorsOf(s: LinearStorage): [suffix: string, tensor: Tensor][] {
+  switch (s.kind) {
+    case "dense":
+      return [["weight", s.weight]];
+    case "w4":
+      return [
+        ["q", s.q],
+        ["scales", s.scales],
+        ["zeros", s.zeros],
+      ];
+    case "q8":
+      return [
+        ["q", s.q],
+        ["scales", s.scales],
+      ];
+    case "fp8":
+      return [
+        ["q", s.q],
+        ["scale", s.scale],
+      ];
+    case "nf4":
+      return "isTensor" in s.absmax
+        ? [
+            ["q", s.q],
+            ["absmax", s.absmax],
+          ]
+        : [
+            ["q", s.q],
+            ["absmax.q", s.absmax.q],
+            ["absmax.scales", s.absmax.scales],
+            ["absmax.offset", s.absmax.offset],
+          ];
+  }
+}
+
+/** Some rows of a storage; `part` takes them of a tensor. */
+function viewOf(s: LinearStorage, part: (t: Tensor) => Tensor): LinearStorage {
+  if (s.kind === "dense") return { kind: "dense", weight: part(s.weight) };
+  if (s.kind === "fp8") return { kind: "fp8", q: part(s.q), scale: part(s.scale) };
+  throw new UnsupportedError(`[linear] rows of a weight stored as ${s.kind} are no view of it`);
 }
 
 /** f32 [blocks] */
@@ -298,18 +336,18 @@ function lowRanks(x: Tensor, linears: readonly Linear[], offsets: readonly numbe
 }
 
 /**
- * Linears that read the same input and whose outputs stand side by side: q, k, v; gate, up. Dense weights are kept in one buffer
- * [ΣN, C], of which each linear's weight is a view, so that the group is one matrix product.
+ * Linears that read the same input and whose outputs stand side by side: q, k, v; gate, up. Weights that are all dense, or all in 8-bit
+ * floats, are kept in one buffer of ΣN rows, of which each linear has a view, so that the group is one matrix product.
  */
 export class LinearGroup {
   readonly linears: readonly Linear[];
-  /** [ΣN, C] and [ΣN]; present when every member is dense. The trainable tensors are these, not the views. */
-  readonly fused: { weight: Tensor; bias: Tensor | null } | undefined;
+  /** The members as one linear, [ΣN, C]: its tensors are the buffers that theirs are views of, and what full fine-tuning trains. */
+  readonly fused: Linear | undefined;
   readonly widths: readonly number[];
   private readonly offsets: readonly number[];
 
-  /** @param fused buffers of which the members' weights are views; without them members run one by one */
-  constructor(linears: readonly Linear[], fused?: { weight: Tensor; bias: Tensor | null }) {
+  /** @param fused the members as one; without it they run one by one */
+  constructor(linears: readonly Linear[], fused?: Linear) {
     this.linears = linears;
     this.fused = fused;
     this.widths = linears.map((l) => l.outFeatures);
@@ -326,9 +364,25 @@ export class LinearGroup {
     return new LinearGroup(linears, untouched ? this.fused : undefined);
   }
 
+  /**
+   * The group with its members' weights, and biases where `fused` has others than now, as views of the rows of `fused`.
+   * @param fused  [ΣN, C], dense or in 8-bit floats
+   */
+  over(fused: Linear): LinearGroup {
+    const { storage, bias } = fused;
+    const linears = this.linears.map((l, i) => {
+      const part = (t: Tensor): Tensor => t.rows(this.offsets[i]!, this.offsets[i]! + this.widths[i]!).keep();
+      return l.with({
+        storage: viewOf(storage, part),
+        bias: bias && bias !== this.fused?.bias ? part(bias) : l.bias,
+      });
+    });
+    return new LinearGroup(linears, fused);
+  }
+
   /** @param x [T, C]  @returns [T, ΣN] */
   forward(x: Tensor): Tensor {
-    if (this.fused) return linearOp(x, this.fused, lowRanks(x, this.linears, this.offsets));
+    if (this.fused) return linearOp(x, this.fused.base(), lowRanks(x, this.linears, this.offsets));
     return concatColumns(this.linears.map((l) => l.forward(x)));
   }
 }
@@ -350,23 +404,24 @@ export function concatColumns(parts: readonly Tensor[]): Tensor {
  * Linears of other storages are grouped without a fused buffer.
  */
 export function fuseLinears(linears: readonly Linear[]): LinearGroup {
+  const group = new LinearGroup(linears);
   const dense = linears.every((l) => l.storage.kind === "dense" && l.deltas.length === 0);
   const biases = linears.map((l) => l.bias);
   const dtype = dense ? (linears[0]!.storage as DenseStorage).weight.dtype : undefined;
   const alike = linears.every((l) => l.storage.kind === "dense" && l.storage.weight.dtype === dtype);
-  if (!dense || !alike || (biases.some(Boolean) && !biases.every(Boolean))) return new LinearGroup(linears);
-  return noGrad(() => {
-    const weight = concatRows(linears.map((l) => (l.storage as DenseStorage).weight)).keep();
-    const bias = biases[0] ? concatRows(biases as Tensor[]).keep() : null;
-    let at = 0;
-    const views = linears.map((l) => {
-      const start = at;
-      at += l.outFeatures;
-      return l.with({
-        storage: { kind: "dense", weight: weight.rows(start, at).keep() },
-        bias: bias ? bias.rows(start, at).keep() : null,
-      });
-    });
-    return new LinearGroup(views, { weight, bias });
-  });
+  if (!dense || !alike || (biases.some(Boolean) && !biases.every(Boolean))) return group;
+  return noGrad(() =>
+    group.over(
+      new Linear({
+        name: linears.map((l) => l.name).join("+"),
+        outFeatures: group.widths.reduce((n, w) => n + w, 0),
+        inFeatures: linears[0]!.inFeatures,
+        storage: {
+          kind: "dense",
+          weight: concatRows(linears.map((l) => (l.storage as DenseStorage).weight)).keep(),
+        },
+        bias: biases[0] ? concatRows(biases as Tensor[]).keep() : null,
+      }),
+    ),
+  );
 }

@@ -7,6 +7,7 @@ import { elementwise } from "./reference-elementwise.js";
 import { layers } from "./reference-layers.js";
 import { losses } from "./reference-loss.js";
 import type { Numbers } from "./numbers.js";
+import { fp8 } from "./reference-fp8.js";
 import { quantization } from "./reference-quant.js";
 import { sampling } from "./reference-sampling.js";
 
@@ -22,5 +23,6 @@ export const references: Readonly<Record<string, Reference>> = {
   ...layers,
   ...losses,
   ...quantization,
+  ...fp8,
   ...sampling,
 };
