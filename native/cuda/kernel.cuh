@@ -44,6 +44,7 @@ struct Context {
   int shared_bytes;    // most shared memory of a block (opt-in)
   int64_t l2_bytes;
   int* fault_word;     // device memory
+  bool serial;         // no kernel begins before the one before has ended (LLM_CUDA_SERIAL=1, for tools that look for races)
   const PluginCommand* captured;  // all commands of the graph that is being captured, or null
   int captured_count;
 
@@ -100,7 +101,7 @@ template <class... P, class... A>
 inline void launch(const Context& ctx, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, A&&... args) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  early.val.programmaticStreamSerializationAllowed = !ctx.serial;
   cudaLaunchConfig_t c{};
   c.gridDim = grid;
   c.blockDim = threads;

@@ -166,7 +166,7 @@ const char* run(Context& ctx, const PagedArgs& a, const PagedFresh& f) {
   how[0].id = cudaLaunchAttributeClusterDimension;
   how[0].val.clusterDim = {kRanks, 1, 1};
   how[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  how[1].val.programmaticStreamSerializationAllowed = 1;
+  how[1].val.programmaticStreamSerializationAllowed = !ctx.serial;
   const int items = a.key_heads * static_cast<int>(ceil_div(a.group, kHeads));
   cudaLaunchConfig_t c{};
   c.gridDim = static_cast<unsigned>(a.tokens * items * kRanks);

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -167,6 +168,8 @@ const char* open(int card) {
   c.arch = p.major * 10 + p.minor;
   c.shared_bytes = static_cast<int>(p.sharedMemPerBlockOptin);
   c.l2_bytes = p.l2CacheSize;
+  const char* const serial = std::getenv("LLM_CUDA_SERIAL");
+  c.serial = serial && *serial == '1';
   if (const char* e = text(cudaStreamCreateWithFlags(&c.stream, cudaStreamNonBlocking))) return e;
   if (const char* e = text(cudaMalloc(&c.fault_word, sizeof(int)))) return e;
   if (const char* e = text(cudaMemset(c.fault_word, 0, sizeof(int)))) return e;

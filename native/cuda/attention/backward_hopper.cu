@@ -47,7 +47,7 @@ const char* launch(Context& ctx, void (*kernel)(Parameters...), int bytes, const
   if (const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return cudaGetErrorString(e);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  early.val.programmaticStreamSerializationAllowed = !ctx.serial;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(ctx.sms));
   config.blockDim = dim3(kThreads);

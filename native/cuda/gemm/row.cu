@@ -32,10 +32,11 @@ const char* choose(Context& ctx, const RowProduct& p) {
     if (p.n > ctx.sms * 12 && p.n <= ctx.sms * 32) return start<T, 2, 4, Norm, Gate>(ctx, p, split, 2);
     return start<T, 4, 1, Norm, Gate>(ctx, p, split, 3);
   }
+  // As many blocks as a multiprocessor holds (row_kernel's launch bounds): all run at once, and none runs alone afterwards.
   if constexpr (!Norm) {
     if (p.n <= ctx.sms * 16) return start<T, 4, 3, Norm, Gate>(ctx, p, split, 3);
   }
-  return start<T, 4, 2, Norm, Gate>(ctx, p, split, Norm ? 2 : 4);
+  return start<T, 4, 2, Norm, Gate>(ctx, p, split, 3);
 }
 
 template <class T>

@@ -13,21 +13,21 @@ export interface Recording {
 export const recorded: Readonly<Record<Device, Recording>> = {
   cuda: {
     machine: "one NVIDIA H200",
-    commit: "a14744c",
+    commit: "14a3c4f",
     values: {
-      copy: null, // GB/s
-      "matmul-8192": null, // TFLOP/s
-      "matmul-8192x18944x3584": null, // TFLOP/s
-      "attention-2k": null, // TFLOP/s
-      "attention-2k-backward": null, // TFLOP/s
-      "attention-8k": null, // TFLOP/s
-      "attention-8k-backward": null, // TFLOP/s
-      "rms-norm": null, // GB/s
-      "rms-norm-backward": null, // GB/s
-      swiglu: null, // GB/s
-      "swiglu-backward": null, // GB/s
-      adamw: null, // GB/s
-      "lora-1.5b": 66039, // tokens/s
+      copy: 4125.7, // GB/s
+      "matmul-8192": 719.3, // TFLOP/s
+      "matmul-8192x18944x3584": 720, // TFLOP/s
+      "attention-2k": 472.5, // TFLOP/s
+      "attention-2k-backward": 384, // TFLOP/s
+      "attention-8k": 611.3, // TFLOP/s
+      "attention-8k-backward": 503.4, // TFLOP/s
+      "rms-norm": 3597.3, // GB/s
+      "rms-norm-backward": 3850.4, // GB/s
+      swiglu: 4296.8, // GB/s
+      "swiglu-backward": 4077.7, // GB/s
+      adamw: 4242, // GB/s
+      "lora-1.5b": 63595.2, // tokens/s
     },
   },
   cpu: {
