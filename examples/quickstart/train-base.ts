@@ -90,6 +90,7 @@ const run = train({
   weightDecay: 0.05,
   maxGradNorm: 1,
   schedule: { kind: "cosine", warmupSteps: 100, minRatio: 0.02 },
+  replay: model.device === "cuda", // a GPU is done with a step before the host has queued it
 });
 for await (const { step, loss, tokensPerSecond } of run) {
   if (step % 200 === 0)
