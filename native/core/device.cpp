@@ -221,7 +221,7 @@ struct DevicePages : PageSource {
 
 // At the end of the process: neither thread of ours uses the device while the CUDA libraries' own handlers take it down. JavaScript has
 // waited for the queue by then (finish() in core/src/native.ts); this is for what its worker threads queued after that. Handlers run
-// in reverse order, so this one is registered again whenever a command may have loaded a library.
+// in reverse order, so this one is registered again after the first run of each op, which may have loaded a library.
 void settle() {
   executor().park();
   plugin->synchronize();

@@ -3,7 +3,7 @@
 //     [rms_norm | add_rms_norm]  matmul  [swiglu | add]                 row_product (gemm/row.h), for a single row; also the product alone
 //     rope  rope  kv_append  kv_append  paged_attention                 paged_step (paged.cuh), for a few tokens
 //
-// Tensors are the same where their memory and shapes are. The fused kernel writes every output of every command, so nobody has to know
+// Tensors are the same where their memory is; where a reshaped one would mean something else, shapes are compared too. The fused kernel writes every output of every command, so nobody has to know
 // whether one is used later. What it must not do is write, in one block, what another block has yet to read: memory of a Plan is reused,
 // and an output may lie where an input lay. Such commands run one by one.
 #include "cuda/fuse.h"
@@ -106,7 +106,7 @@ bool match_row(const Context& ctx, const PluginCommand* c, int n, bool with_norm
     if (y.dtype != type || (tail.op != op_swiglu && tail.op != op_add)) return false;
     const View *in = tail.args.in, &out = tail.args.out[0];
     if (tail.op == op_swiglu) {
-      if (!same_tensor(in[0], y)) return false;
+      if (!is_one_row(in[0]) || !same_tensor(in[0], y)) return false;
       p.gated = out.data;
     } else {
       const int own = same_tensor(in[0], y) ? 0 : 1;
@@ -157,7 +157,8 @@ const char* run_attention(Context& ctx, const PluginCommand* c, int n, int* take
   if (!same_tensor(q.out[0], attention.in[0]) || !same_tensor(k.out[0], keys.in[2])) return nullptr;
   if (!same_tensor(keys.in[0], k_cache) || !same_tensor(values.in[0], v_cache) || k_cache.dtype != q.in[0].dtype) return nullptr;
   if (v.dtype != k_cache.dtype || !aligned16(v.data) || (v.shape[0] > 1 && v.stride[0] % 8 != 0)) return nullptr;
-  if (k.in[0].shape[0] != q.in[0].shape[0] || v.shape[0] != q.in[0].shape[0]) return nullptr;
+  for (const View* t : {&attention.in[0], &k.in[0], &keys.in[2], &v})
+    if (t->shape[0] != q.in[0].shape[0]) return nullptr;
 
   Footprint memory;
   PagedFresh f{};

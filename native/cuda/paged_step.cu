@@ -24,6 +24,7 @@ constexpr int64_t kMostKeys = 4096;         // more are better spread over the c
 template <int D>
 struct Turn {
   float cosine[D / 2], sine[D / 2];
+  bool good;  // a position outside the table gives zeros
 };
 
 template <class T, int D>
@@ -34,8 +35,8 @@ __device__ inline void turn_piece(const T* from, T* to, T* copy, T* cache, const
 #pragma unroll
   for (int e = 0; e < V; e++) {
     const float first = to_float(a.v[e]), second = to_float(b.v[e]), c = turn.cosine[at + e], s = turn.sine[at + e];
-    turned[0][e] = first * c - second * s;
-    turned[1][e] = second * c + first * s;
+    turned[0][e] = turn.good ? first * c - second * s : 0.f;
+    turned[1][e] = turn.good ? second * c + first * s : 0.f;
   }
   round_to(a.v, turned[0]);
   round_to(b.v, turned[1]);
@@ -72,13 +73,13 @@ __global__ void __launch_bounds__(kThreads) step(const PagedArgs a, const PagedF
     seg.end = min(keys.last, seg.begin + share);
   }
   if constexpr (kFresh) {
-    // A position outside the table gives zeros.
     for (int i = threadIdx.x; i < 2 * a.tokens * (D / 2); i += kThreads) {
       const int which = i / (a.tokens * (D / 2)), token = i / (D / 2) % a.tokens, at = i % (D / 2);
       const PagedFresh::Rope& rope = which ? f.k : f.q;
       const int64_t position = rope.positions[token];
       const bool good = position >= 0 && position < rope.limit;
       if (!good) raise(a.fault, f.bad_position);
+      if (at == 0) turns[which][token].good = good;
       turns[which][token].cosine[at] = good ? rope.cosines[position * (D / 2) + at] : 0.f;
       turns[which][token].sine[at] = good ? rope.sines[position * (D / 2) + at] : 0.f;
     }
@@ -188,7 +189,7 @@ const char* run_type(Context& ctx, const PagedArgs& a, const PagedFresh* f) {
 }  // namespace
 
 bool can_paged_step(const Context& ctx, const PagedArgs& a) {
-  return ctx.arch >= 90 && a.tensor_cores && a.by_token && a.tokens <= kMostTokens && static_cast<int64_t>(a.columns) * a.block <= kMostKeys &&
+  return ctx.arch >= 90 && a.tensor_cores && a.by_token && a.tokens > 0 && a.tokens <= kMostTokens && a.heads > 0 && static_cast<int64_t>(a.columns) * a.block <= kMostKeys &&
          a.tokens * a.key_heads * ceil_div(a.group, kHeads) * kRanks <= ctx.sms;
 }
 

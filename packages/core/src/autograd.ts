@@ -145,13 +145,36 @@ export function rememberRecipe(t: Tensor, inputs: readonly Tensor[], run: Recipe
 
 const f32Code = dtypes.indexOf("f32");
 
-function leafGrad(leaf: Tensor, shape: readonly number[]): Tensor {
-  if (!leaf.grad) {
-    const grad = empty(shape, "f32", "gradients", leaf.device).keep();
-    raw.fill(grad, 0);
-    leaf.grad = grad;
+/** Leaves that got their `grad` inside {@link undoGradients}. */
+let fresh: Set<Tensor> | undefined;
+
+function setGrad(leaf: Tensor, grad: Tensor): Tensor {
+  fresh?.add(leaf);
+  return (leaf.grad = grad);
+}
+
+/** Runs `fn`; when it throws, gradients that it made are gone again. For recordings, whose gradients are never computed then. */
+export function undoGradients<T>(fn: () => T): T {
+  const before = fresh;
+  const mine = (fresh = new Set<Tensor>());
+  try {
+    return fn();
+  } catch (error) {
+    for (const leaf of mine) {
+      leaf.grad?.dispose();
+      leaf.grad = undefined;
+    }
+    throw error;
+  } finally {
+    fresh = before;
   }
-  return leaf.grad;
+}
+
+function leafGrad(leaf: Tensor, shape: readonly number[]): Tensor {
+  if (leaf.grad) return leaf.grad;
+  const grad = empty(shape, "f32", "gradients", leaf.device).keep();
+  raw.fill(grad, 0);
+  return setGrad(leaf, grad);
 }
 
 /** True for the gradient of the root, known to be one: lets losses skip a multiplication. */
@@ -259,10 +282,10 @@ function runNode(
       if (!edge || !grad) return;
       if (!("leaf" in edge)) pass(edge, grad);
       else if (edge.leaf.grad) raw.axpy(edge.leaf.grad, grad, 1);
-      else if (alone(grad) && !grad.sharesMemory) edge.leaf.grad = grad.keep();
+      else if (alone(grad) && !grad.sharesMemory) setGrad(edge.leaf, grad.keep());
       // A gradient that the forward pass computed and saved is the node's alone, and the node is done.
-      else if (alone(grad) && node.saved.includes(grad)) edge.leaf.grad = grad.detach().keep();
-      else edge.leaf.grad = raw.cast(grad, f32Code).keep();
+      else if (alone(grad) && node.saved.includes(grad)) setGrad(edge.leaf, grad.detach().keep());
+      else setGrad(edge.leaf, raw.cast(grad, f32Code).keep());
     });
   });
   pending.delete(node);

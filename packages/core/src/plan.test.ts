@@ -9,6 +9,7 @@ import {
   linear,
   linearCrossEntropy,
   memory,
+  mul,
   native,
   noGrad,
   PlanError,
@@ -17,6 +18,7 @@ import {
   scale,
   scope,
   silu,
+  sum,
   type StepOptions,
   synchronize,
   tensor,
@@ -101,6 +103,18 @@ describe("a Plan", () => {
     eager.weights.forEach((w, i) => expect(differentBits(w, replayed.weights[i]!)).toBe(0));
     eager.free();
     replayed.free();
+  });
+
+  it("leaves no gradients behind when a recorded step fails", () => {
+    const x = tensor([1, 2]);
+    x.requiresGrad = true;
+    const step = (): void => backward(sum(mul(x, x)));
+    expect(() => recordPlan(() => scope(() => (step(), x.dataSync())), { gradients: true })).toThrow(PlanError);
+    expect(x.grad).toBeUndefined();
+    scope(step);
+    expect(values(x.grad!)).toEqual([2, 4]);
+    x.grad!.dispose();
+    x.dispose();
   });
 
   it("runs nothing while it is recorded", () => {

@@ -1,5 +1,5 @@
 import { DisposedError, LlmError } from "./errors.js";
-import { noGrad } from "./autograd.js";
+import { noGrad, undoGradients } from "./autograd.js";
 import { nativePlan } from "./native.js";
 
 const abandoned = new FinalizationRegistry<number>((id) => nativePlan.free(id));
@@ -56,7 +56,7 @@ export function recordPlan<T>(fn: () => T, { gradients = false }: RecordOptions 
   let result: T;
   underWay = true;
   try {
-    result = gradients ? fn() : noGrad(fn);
+    result = gradients ? undoGradients(fn) : noGrad(fn);
     if (typeof (result as { then?: unknown } | null | undefined)?.then === "function") {
       throw new LlmError("PLAN", "[plan] the recorded function must be synchronous");
     }

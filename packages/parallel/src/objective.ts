@@ -1,6 +1,18 @@
 /** What is learned of a batch: sums over tokens and the weight that they are divided by, never means. T tokens. */
-import { cast, crossEntropy, gatherRows, linearCrossEntropy, onDevice, sum, type Tensor, tensorLike } from "@llm/core";
-import type { Decoder, TokenBatch } from "@llm/models";
+import {
+  cast,
+  crossEntropy,
+  gatherRows,
+  linearCrossEntropy,
+  noGrad,
+  onDevice,
+  scope,
+  sum,
+  type Tensor,
+  tensorLike,
+  UnsupportedError,
+} from "@llm/core";
+import { CausalLM, createInputs, type Decoder, ropeDependsOnLength, type TokenBatch } from "@llm/models";
 
 /** What the default objective needs of a model; CausalLM is one. */
 export interface TrainableModel {
@@ -137,8 +149,29 @@ function padded<A extends Int32Array | Float32Array>(from: A, length: number, va
   return to;
 }
 
+const zero = Int32Array.of(0);
+
 const nextTokenReplay: Replay<TrainableModel> = {
-  prepare: ({ decoder }, room) => void onDevice(decoder.device, () => decoder.rotary(room.length)),
+  prepare(model, room) {
+    const { decoder } = model;
+    if (model.hidden !== CausalLM.prototype.hidden)
+      throw new UnsupportedError(
+        "[train] replay: the model has a `hidden` of its own, which a recording would pass by",
+      );
+    const { rope } = decoder.spec;
+    if (ropeDependsOnLength(rope) && room.length > rope.maxPositions)
+      throw new UnsupportedError(
+        `[train] replay: beyond ${rope.maxPositions} positions the rotary angles of this model depend on the length of the batch`,
+        { positions: room.length, maxPositions: rope.maxPositions },
+      );
+    onDevice(decoder.device, () => {
+      // Quantized weights are packed for their kernels on first use.
+      noGrad(() =>
+        scope(() => decoder.logits(decoder.forward(createInputs(zero, zero, Int32Array.of(0, 1))))).dispose(),
+      );
+      decoder.rotary(room.length);
+    });
+  },
   arrays(batch, room) {
     const { labels_T, lossWeights_T } = batch;
     const gathered = worthGathering(room.learned, room.tokens);

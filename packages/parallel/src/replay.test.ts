@@ -1,9 +1,9 @@
-import { memory, PlanError } from "@llm/core";
-import type { CausalLM, TokenBatch } from "@llm/models";
+import { memory, native, PlanError, synchronize, tensor, trimMemory } from "@llm/core";
+import { type CausalLM, createModel, type TokenBatch } from "@llm/models";
 import { packIds, randomDocuments, tinyModel } from "@llm/testing";
 import { describe, expect, it } from "vitest";
 import { withAdapters } from "./adapters.test-support.js";
-import { type StepReport, train, type TrainOptions } from "./index.js";
+import { adapterTensors, type StepReport, train, type TrainOptions } from "./index.js";
 
 /** Batches of several sizes; with prompts that are not learned, and weights, every other one. */
 const batches = (): TokenBatch[] =>
@@ -16,6 +16,14 @@ const batches = (): TokenBatch[] =>
       labels_T: labels_T.map((label, t) => (t % 3 === 0 ? label : -100)),
       lossWeights_T: Float32Array.from(labels_T, (_, t) => 0.5 + (t % 4)),
     };
+  });
+
+/** Block weights in 8 bits, which are packed for their kernels on first use. */
+const quantized = (): CausalLM =>
+  tinyModel().mapLinears((l) => {
+    if (l.storage.kind !== "dense") return l;
+    const [q, scales] = native.quantizeQ8(l.storage.weight, 32);
+    return l.with({ storage: { kind: "q8", q: q.keep(), scales: scales.keep(), group: 32 } });
   });
 
 async function run(
@@ -95,5 +103,73 @@ describe("replayed steps", () => {
       }),
     ).toThrow(/\[train\] replay: the objective has no `replay` part/);
     other.dispose();
+  });
+
+  it("pack a quantized base before they record it: a refused recording leaves it as it was", async () => {
+    const base = quantized();
+    const ids = Int32Array.of(5, 6, 7, 8);
+    const logits = (): Float32Array => base.logits(ids).dataSync() as Float32Array;
+    const model = withAdapters(base, { rank: 4 });
+    const extra = tensor([1, 2]).keep();
+    const parameters = [...adapterTensors(model.decoder), { name: "extra", tensor: extra }];
+    await expect(train({ model, data: batches(), lr: 1e-2, parameters, replay: true }).done).rejects.toThrow(/extra/);
+    extra.dispose();
+    const after = logits();
+    const untouched = quantized();
+    expect(after).toEqual(untouched.logits(ids).dataSync());
+    untouched.dispose();
+    model.dispose();
+  });
+
+  it("refuse a model whose angles would be those of another length, and one with a forward pass of its own", async () => {
+    const dynamic = createModel(
+      {
+        ...tinyModel().config,
+        model_type: "llama",
+        max_position_embeddings: 64,
+        rope_scaling: { rope_type: "dynamic", factor: 4 },
+      },
+      tinyModel().tokenizer,
+      { seed: 1 },
+    );
+    await expect(train({ model: dynamic, data: batches(), lr: 1e-3, replay: true }).done).rejects.toThrow(
+      /beyond 64 positions/,
+    );
+    dynamic.dispose();
+    const own = tinyModel();
+    own.hidden = () => {
+      throw new Error("not reached");
+    };
+    await expect(train({ model: own, data: batches(), lr: 1e-3, replay: true }).done).rejects.toThrow(
+      /`hidden` of its own/,
+    );
+    own.dispose();
+  });
+
+  it("name a parameter that the loss does not depend on", async () => {
+    const model = tinyModel();
+    const extra = tensor([1, 2]).keep();
+    const parameters = [...model.decoder.trainable(), { name: "extra", tensor: extra }];
+    await expect(train({ model, data: batches(), lr: 1e-3, parameters, replay: true }).done).rejects.toThrow(
+      /does not depend on extra/,
+    );
+    model.dispose();
+    extra.dispose();
+  });
+
+  it("hold one recording at a time, also where a larger batch is recorded anew", async () => {
+    const of = (lengths: number[]): TokenBatch => packIds(randomDocuments(lengths, { vocabSize: 200 }));
+    const peak = async (data: TokenBatch[]): Promise<number> => {
+      const model = tinyModel({ hidden: 64 });
+      synchronize();
+      trimMemory();
+      const before = memory().liveBytes;
+      await train({ model, data, lr: 1e-3, replay: true }).done;
+      const { peakBytes } = memory();
+      model.dispose();
+      return peakBytes - before;
+    };
+    const large = await peak([of([500, 500])]);
+    expect(await peak([of([400, 400]), of([500, 500])])).toBeLessThan(1.35 * large);
   });
 });

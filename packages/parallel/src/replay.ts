@@ -1,6 +1,7 @@
 /** Steps that are recorded once and replayed: the host only writes a batch's arrays and the step's numbers (one CUDA graph a micro-batch). */
 import {
   empty,
+  LlmError,
   native,
   noGrad,
   onDevice,
@@ -9,6 +10,7 @@ import {
   recordPlan,
   scope,
   type StepOptions,
+  synchronize,
   type Tensor,
   tensor,
 } from "@llm/core";
@@ -18,14 +20,17 @@ import { type Execution, lossAndGradients, type Queued, read } from "./execution
 
 const roundUp = (n: number, to: number): number => Math.ceil(n / to) * to;
 
-/** The room of both, with some to spare, so that slowly growing batches are not recorded again and again. */
+/** The room of both. What was too small grows by a quarter at least, so that slowly growing batches are not recorded again and again. */
 function widened(a: BatchRoom | undefined, b: BatchRoom): BatchRoom {
-  const most = (key: "tokens" | "documents" | "learned" | "length"): number => Math.max(a?.[key] ?? 0, b[key]);
+  const most = (key: "tokens" | "documents" | "learned" | "length"): number => {
+    const had = a?.[key] ?? 0;
+    return b[key] <= had ? had : Math.max(b[key], Math.ceil(1.25 * had));
+  };
   return {
     tokens: roundUp(most("tokens"), 64),
     documents: roundUp(most("documents"), 8),
     learned: roundUp(most("learned"), 64),
-    length: 2 ** Math.ceil(Math.log2(most("length"))),
+    length: most("length"),
     weighted: b.weighted || (a?.weighted ?? false),
   };
 }
@@ -53,25 +58,23 @@ export class ReplayedExecution<M> implements Execution {
   readonly #optimizer: Optimizer;
   #micro: Recording | undefined;
   #update: { plan: Plan; norm: Tensor } | undefined;
+  #gradientsKept = false;
 
-  /** Gradients stay where they are from now on: recordings add to them. */
   constructor(model: M, replay: Replay<M>, optimizer: Optimizer) {
     this.#model = model;
     this.#replay = replay;
     this.#optimizer = optimizer;
-    for (const { tensor: p } of optimizer.parameters) {
-      p.grad?.dispose();
-      p.grad = empty(p.shape, "f32", "gradients", p.device).keep();
-    }
-    this.discard();
   }
 
   micro(batch: TokenBatch, context: ObjectiveContext): Queued {
     const size = roomOf(batch);
     let recording = this.#micro;
     if (!recording || !holds(recording.room, size) || recording.checkpointing !== context.checkpointing) {
+      const room = widened(recording?.room, size);
       this.#disposeMicro();
-      this.#micro = recording = this.#record(batch, widened(recording?.room, size), context);
+      synchronize(); // replays under way hold the old recording's memory
+      if (!this.#gradientsKept) this.#keepGradients(batch, room, context);
+      this.#micro = recording = this.#record(batch, room, context);
     }
     for (const [name, array] of Object.entries(this.#replay.arrays(batch, recording.room)))
       recording.inputs[name]!.write(array);
@@ -87,6 +90,7 @@ export class ReplayedExecution<M> implements Execution {
   }
 
   discard(): void {
+    if (!this.#gradientsKept) return;
     for (const { tensor: p } of this.#optimizer.parameters) native.fill(p.grad!, 0);
   }
 
@@ -95,6 +99,24 @@ export class ReplayedExecution<M> implements Execution {
     this.#update?.plan.dispose();
     this.#update?.norm.dispose();
     this.#update = undefined;
+  }
+
+  /**
+   * Gives every parameter a gradient that stays where it is: recordings add to it.
+   * @throws {LlmError} the loss does not depend on a parameter; a recording that is never run shows it
+   */
+  #keepGradients(batch: TokenBatch, room: BatchRoom, context: ObjectiveContext): void {
+    const { parameters } = this.#optimizer;
+    this.#optimizer.zeroGrad();
+    const { plan, inputs, values } = this.#record(batch, room, context);
+    const missing = parameters.find((p) => !p.tensor.grad);
+    this.#optimizer.zeroGrad();
+    plan.dispose();
+    for (const t of [values, ...Object.values(inputs)]) t.dispose();
+    if (missing) throw new LlmError("INTERNAL", `[train] replay: the loss does not depend on ${missing.name}`);
+    for (const { tensor: p } of parameters) p.grad = empty(p.shape, "f32", "gradients", p.device).keep();
+    this.#gradientsKept = true;
+    this.discard();
   }
 
   #record(batch: TokenBatch, room: BatchRoom, context: ObjectiveContext): Recording {

@@ -205,6 +205,7 @@ function exactFacts(
     microBatchTokens: o.microBatchTokens ?? null,
     accumulation: o.accumulation,
     maxGradNorm: o.maxGradNorm,
+    replay: o.replay,
     seed: o.seed ?? null,
     onNonFinite: o.onNonFinite,
     parameters: parameters.length,
