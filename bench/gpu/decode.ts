@@ -15,14 +15,13 @@ import {
   synchronize,
   tensor,
 } from "@llm/core";
-import { ContiguousCache, createModel, trainBpe } from "@llm/models";
+import { ContiguousCache, createModel } from "@llm/models";
 import { createEngine } from "@llm/serve";
-import { argument, type ShapeName, shapes } from "./shapes.js";
+import { argument, type ShapeName, shapes, tokenizer } from "./shapes.js";
 
 requireDevice("cuda");
 const name = argument("model", "1.5b") as ShapeName;
 const tokens = Number(argument("tokens", "128"));
-const tokenizer = trainBpe(["a"], { vocabSize: 257, specialTokens: ["<|endoftext|>"], eosToken: "<|endoftext|>" });
 const model = createModel(shapes[name], tokenizer, { dtype: "bf16", device: "cuda", seed: 1 });
 const { decoder } = model;
 // A token's step reads every weight but the rows of the embedding that it does not need.

@@ -14,12 +14,11 @@ import {
   tensor,
 } from "@llm/core";
 import { adapterParameters, applyLora, quantizeFp8 } from "@llm/lora";
-import { type CausalLM, createModel, trainBpe } from "@llm/models";
-import { argument, shapes } from "./shapes.js";
+import { type CausalLM, createModel } from "@llm/models";
+import { argument, shapes, tokenizer } from "./shapes.js";
 
 requireDevice("cuda");
 const steps = Number(argument("steps", "100"));
-const tokenizer = trainBpe(["a"], { vocabSize: 257, specialTokens: ["<|endoftext|>"], eosToken: "<|endoftext|>" });
 const config = {
   ...shapes["0.5b"],
   hidden_size: 1024,

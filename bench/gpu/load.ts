@@ -6,12 +6,11 @@ import { closeSync, openSync, readSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { empty, requireDevice, synchronize } from "@llm/core";
-import { createModel, loadModel, trainBpe } from "@llm/models";
-import { argument, type ShapeName, shapes } from "./shapes.js";
+import { createModel, loadModel } from "@llm/models";
+import { argument, type ShapeName, shapes, tokenizer } from "./shapes.js";
 
 requireDevice("cuda");
 const folder = argument("folder", join(tmpdir(), "llm-bench-model"));
-const tokenizer = trainBpe(["a"], { vocabSize: 257, specialTokens: ["<|endoftext|>"], eosToken: "<|endoftext|>" });
 const random = createModel(shapes[argument("model", "1.5b") as ShapeName], tokenizer, {
   dtype: "bf16",
   device: "cuda",

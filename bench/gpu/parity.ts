@@ -15,11 +15,10 @@ import {
   tensor,
 } from "@llm/core";
 import { adapterParameters, applyLora } from "@llm/lora";
-import { createModel, trainBpe } from "@llm/models";
-import { argument, shapes } from "./shapes.js";
+import { createModel } from "@llm/models";
+import { argument, shapes, tokenizer } from "./shapes.js";
 
 requireDevice("cuda");
-const tokenizer = trainBpe(["a"], { vocabSize: 257, specialTokens: ["<|endoftext|>"], eosToken: "<|endoftext|>" });
 const config = {
   ...shapes["0.5b"],
   hidden_size: 256,

@@ -1,4 +1,6 @@
 /** Model shapes of the GPU benches; random weights: speed does not depend on their values. */
+import { trainBpe } from "@llm/models";
+
 const qwen2 = {
   model_type: "qwen2",
   rms_norm_eps: 1e-6,
@@ -40,6 +42,13 @@ export const shapes = {
   },
 } as const;
 export type ShapeName = keyof typeof shapes;
+
+/** For models of random weights, whose tokens mean nothing. */
+export const tokenizer = trainBpe(["a"], {
+  vocabSize: 257,
+  specialTokens: ["<|endoftext|>"],
+  eosToken: "<|endoftext|>",
+});
 
 /** `--name value` of the command line. */
 export function argument(name: string, fallback: string): string {

@@ -24,8 +24,8 @@ import {
   trimMemory,
 } from "@llm/core";
 import { adapterParameters, applyLora, quantizeFp8, quantizeNf4 } from "@llm/lora";
-import { createInputs, createModel, type DecoderInputs, trainBpe } from "@llm/models";
-import { argument, flag, type ShapeName, shapes } from "./shapes.js";
+import { createInputs, createModel, type DecoderInputs } from "@llm/models";
+import { argument, flag, type ShapeName, shapes, tokenizer } from "./shapes.js";
 
 const name = argument("model", "1.5b") as ShapeName;
 const [sequences, length, steps] = [argument("sequences", "8"), argument("length", "2048"), argument("steps", "8")].map(
@@ -34,7 +34,6 @@ const [sequences, length, steps] = [argument("sequences", "8"), argument("length
 const mode = argument("mode", "lora");
 requireDevice("cuda");
 console.log(`${nativeDoctor().cuda!.name}: ${name} ${mode} ${sequences} x ${length}`);
-const tokenizer = trainBpe(["a"], { vocabSize: 257, specialTokens: ["<|endoftext|>"], eosToken: "<|endoftext|>" });
 const config = {
   ...shapes[name],
   ...(flag("layers") ? { num_hidden_layers: Number(argument("layers", "")) } : {}),

@@ -1,6 +1,6 @@
 /** A frozen base in 8-bit floats: half the memory of 16 bits, and products on the FP8 tensor cores; adapters train on top in full precision. */
 import { type Linear, type LinearGroup, native, noGrad, onDevice, parseOptions } from "@llm/core";
-import { Block, type CausalLM, Decoder } from "@llm/models";
+import type { CausalLM } from "@llm/models";
 import * as v from "valibot";
 
 export const QuantizeFp8Options = v.strictObject({
@@ -20,7 +20,7 @@ export function quantizeFp8(model: CausalLM, options: QuantizeFp8Options = {}): 
   const { release } = parseOptions(QuantizeFp8Options, options, "quantizeFp8");
   const { decoder } = model;
   const change = (linear: Linear): Linear => {
-    if (linear.storage.kind !== "dense") return linear;
+    if (linear === decoder.head || linear.storage.kind !== "dense") return linear;
     const { weight } = linear.storage;
     const [q, scale] = native.quantizeFp8(weight);
     if (release) weight.dispose();
@@ -32,25 +32,5 @@ export function quantizeFp8(model: CausalLM, options: QuantizeFp8Options = {}): 
     if (release) for (const l of g.linears) if (l.storage.kind === "dense") l.storage.weight.dispose();
     return made;
   };
-  const made = onDevice(model.device, () =>
-    noGrad(
-      () =>
-        new Decoder(decoder.spec, {
-          embed: decoder.embed,
-          blocks: decoder.blocks.map(
-            (b) =>
-              new Block(decoder.spec, b.index, {
-                ...b.parts(),
-                qkv: group(b.qkv),
-                o: change(b.o),
-                gateUp: group(b.gateUp),
-                down: change(b.down),
-              }),
-          ),
-          norm: decoder.norm,
-          head: decoder.head,
-        }),
-    ),
-  );
-  return model.withDecoder(made);
+  return model.withDecoder(onDevice(model.device, () => noGrad(() => decoder.mapLinears(change, group))));
 }

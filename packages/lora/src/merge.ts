@@ -7,7 +7,7 @@ import {
   parseOptions,
   UnsupportedError,
 } from "@llm/core";
-import { Block, type CausalLM, Decoder } from "@llm/models";
+import type { CausalLM } from "@llm/models";
 import { checkNames } from "./adapters.js";
 import { MergeLoraOptions } from "./options.js";
 
@@ -50,25 +50,7 @@ export function mergeLora(model: CausalLM, options: MergeLoraOptions = {}): Caus
     if (fused.fused) for (const l of fresh) if (l.storage.kind === "dense") l.storage.weight.dispose();
     return fused;
   };
-  const { decoder } = model;
-  const merged = noGrad(
-    () =>
-      new Decoder(decoder.spec, {
-        embed: decoder.embed,
-        blocks: decoder.blocks.map(
-          (b) =>
-            new Block(decoder.spec, b.index, {
-              ...b.parts(),
-              qkv: group(b.qkv),
-              o: change(b.o),
-              gateUp: group(b.gateUp),
-              down: change(b.down),
-            }),
-        ),
-        norm: decoder.norm,
-        head: decoder.head ? change(decoder.head) : null,
-      }),
-  );
+  const merged = noGrad(() => model.decoder.mapLinears(change, group));
   const { quantization_config: quantization, ...plain } = model.config;
   const keepsQuantized = merged.linears().some((l) => l.storage.kind !== "dense");
   return model.withDecoder(merged, keepsQuantized && quantization !== undefined ? model.config : plain);

@@ -133,13 +133,16 @@ export class Block implements BlockParts {
     return [...this.qkv.linears, this.o, ...this.gateUp.linears, this.down];
   }
 
-  /** A block with each linear replaced by `change(linear)`; everything else is shared. */
-  mapLinears(change: (linear: Linear) => Linear): Block {
+  /** A block with each linear replaced by `change(linear)`, and each group by `changeGroup(group)`; everything else is shared. */
+  mapLinears(
+    change: (linear: Linear) => Linear,
+    changeGroup = (group: LinearGroup): LinearGroup => group.map(change),
+  ): Block {
     return new Block(this.spec, this.index, {
       ...this.parts(),
-      qkv: this.qkv.map(change),
+      qkv: changeGroup(this.qkv),
       o: change(this.o),
-      gateUp: this.gateUp.map(change),
+      gateUp: changeGroup(this.gateUp),
       down: change(this.down),
     });
   }
@@ -262,11 +265,14 @@ export class Decoder {
     return [...this.blocks.flatMap((b) => b.linears()), ...(this.head ? [this.head] : [])];
   }
 
-  /** A decoder that shares all tensors, with each linear (and the head) replaced by `change(linear)`. */
-  mapLinears(change: (linear: Linear) => Linear): Decoder {
+  /**
+   * A decoder that shares all tensors, with each linear (and the head) replaced by `change(linear)`.
+   * @param changeGroup  what becomes of q, k, v and of gate, up together; default `change` of each
+   */
+  mapLinears(change: (linear: Linear) => Linear, changeGroup?: (group: LinearGroup) => LinearGroup): Decoder {
     return new Decoder(this.spec, {
       embed: this.embed,
-      blocks: this.blocks.map((b) => b.mapLinears(change)),
+      blocks: this.blocks.map((b) => b.mapLinears(change, changeGroup)),
       norm: this.norm,
       head: this.head ? change(this.head) : null,
     });
