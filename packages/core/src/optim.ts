@@ -54,11 +54,9 @@ export interface Optimizer {
   readonly stepCount: number;
   /** Updates the parameters from their `grad`. @returns the norm of the unscaled gradients, f32 [1]; belongs to the open scope */
   step(options?: StepOptions): Tensor;
-  /**
-   * The two halves of `step()`, for steps in a Plan: `update()` is recorded with the gradients, and `advance()` comes before each replay,
-   * which reads its numbers from the device.
-   */
+  /** The first half of `step()`: counts it and writes its numbers to the device. Before each replay of a recorded `update()`. */
   advance(options?: StepOptions): void;
+  /** The second half of `step()`, which can be recorded in a Plan. @returns as step() */
   update(): Tensor;
   /** Drops the gradients. */
   zeroGrad(): void;

@@ -52,6 +52,12 @@ interface Recording {
   names: string[];
 }
 
+function disposeRecording({ plan, inputs, values }: Recording): void {
+  plan.dispose();
+  for (const t of [values, ...Object.values(inputs)]) t.dispose();
+}
+
+/** Steps of one objective, replayed; gradients keep their place from the first step on. */
 export class ReplayedExecution<M> implements Execution {
   readonly #model: M;
   readonly #replay: Replay<M>;
@@ -108,11 +114,10 @@ export class ReplayedExecution<M> implements Execution {
   #keepGradients(batch: TokenBatch, room: BatchRoom, context: ObjectiveContext): void {
     const { parameters } = this.#optimizer;
     this.#optimizer.zeroGrad();
-    const { plan, inputs, values } = this.#record(batch, room, context);
+    const trial = this.#record(batch, room, context);
     const missing = parameters.find((p) => !p.tensor.grad);
     this.#optimizer.zeroGrad();
-    plan.dispose();
-    for (const t of [values, ...Object.values(inputs)]) t.dispose();
+    disposeRecording(trial);
     if (missing) throw new LlmError("INTERNAL", `[train] replay: the loss does not depend on ${missing.name}`);
     for (const { tensor: p } of parameters) p.grad = empty(p.shape, "f32", "gradients", p.device).keep();
     this.#gradientsKept = true;
@@ -150,10 +155,7 @@ export class ReplayedExecution<M> implements Execution {
   }
 
   #disposeMicro(): void {
-    if (!this.#micro) return;
-    const { plan, inputs, values } = this.#micro;
-    plan.dispose();
-    for (const t of [values, ...Object.values(inputs)]) t.dispose();
+    if (this.#micro) disposeRecording(this.#micro);
     this.#micro = undefined;
   }
 }
