@@ -19,7 +19,10 @@ function readVitestReport(file) {
   const messages = [];
   for (const suite of report.testResults) {
     const failed = suite.assertionResults.filter((test) => test.status === "failed");
-    for (const test of failed) messages.push(`${suite.name}: ${test.fullName}`);
+    for (const test of failed) {
+      const why = (test.failureMessages?.[0] ?? "").split("\n").slice(0, 5).join("\n        ").slice(0, 600);
+      messages.push(`${suite.name}: ${test.fullName}\n        ${why}`);
+    }
     if (suite.status === "failed" && failed.length === 0) {
       counts.failed += 1;
       messages.push(`${suite.name}: ${suite.message.split("\n")[0] || "could not be run"}`);
@@ -81,7 +84,7 @@ run.report();
 const others = run.parts.filter((part) => !part.title.startsWith("tests"));
 const passed = tests.passed + others.filter((part) => part.ok).length;
 const failed = tests.failed + others.filter((part) => !part.ok).length;
-for (const message of tests.messages) console.log(`FAILED  ${message.replace(`${root}/`, "")}`);
+for (const message of tests.messages) console.log(`FAILED  ${message.replaceAll(`${root}/`, "")}`);
 if (tests.skipped > 0) console.log(`${tests.skipped} skipped`);
 console.log(`${passed} passed, ${failed} failed`);
 process.exitCode = failed === 0 ? 0 : 1;

@@ -1,5 +1,6 @@
 export * from "./errors.js";
 export { parseOptions } from "./options.js";
+export { abortableFetch } from "./http.js";
 export {
   openSafetensors,
   readSafetensorsHeader,

@@ -1,4 +1,4 @@
-import { NetworkError, parseOptions } from "@llm/core";
+import { abortableFetch, NetworkError, parseOptions } from "@llm/core";
 import type { ChatMessage, Tool } from "@llm/models";
 import * as v from "valibot";
 import { readServerSentEvents } from "./client-sse.js";
@@ -78,7 +78,7 @@ export function createClient(options: ClientOptions = {}): Client {
   async function send(path: string, init: RequestInit): Promise<Response> {
     const url = root + path;
     try {
-      return await fetch(url, { ...init, headers });
+      return await abortableFetch(url, { ...init, headers });
     } catch (error) {
       if (init.signal?.aborted === true) throw error;
       const cause = (error as { cause?: { message?: string } }).cause?.message ?? String(error);

@@ -1,4 +1,4 @@
-import { NetworkError } from "@llm/core";
+import { abortableFetch, NetworkError } from "@llm/core";
 
 /** Where and how patiently to ask. */
 export interface RequestSettings {
@@ -31,7 +31,7 @@ export async function postJson(
     let failure: NetworkError;
     let pauseMs = Math.min(30_000, settings.retryDelayMs * 2 ** attempt);
     try {
-      const response = await fetch(url, {
+      const response = await abortableFetch(url, {
         method: "POST",
         headers: { "content-type": "application/json", ...settings.headers },
         body: text,

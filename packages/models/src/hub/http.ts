@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { LlmError, NetworkError } from "@llm/core";
+import { abortableFetch, LlmError, NetworkError } from "@llm/core";
 
 /** A connection that gives nothing for this long is taken for dead. */
 const stallMs = 60_000;
@@ -118,7 +118,7 @@ export class HubClient {
       let response: Response;
       try {
         response = await guard(
-          fetch(target, {
+          abortableFetch(target, {
             headers: { "user-agent": "llm-sdk", ...headers, ...(own ? credentials : {}) },
             redirect: "manual",
             signal: either,
