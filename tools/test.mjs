@@ -49,7 +49,7 @@ if (await run.install()) {
     });
     await run.run("CUDA spills", process.execPath, ["native/scripts/check-spills.mjs"]);
     await run.run("CUDA for older cards (sm_80 PTX)", process.execPath, ["native/scripts/build-cuda.mjs", "--ptx80"]);
-  } else console.log("\nnvcc was not found: the CUDA plugin is not compiled");
+  } else console.log("\nnvcc 12.4 or later was not found: the CUDA plugin is not compiled");
   await run.run("lint (oxlint)", process.execPath, [run.program("oxlint/bin/oxlint")]);
   await run.run("format (oxfmt --check)", process.execPath, [run.program("oxfmt/bin/oxfmt"), "--check"]);
   await run.run("types (tsc)", process.execPath, [

@@ -3,9 +3,10 @@
 //     [rms_norm | add_rms_norm]  matmul  [swiglu | add]                 row_product (gemm/row.h), for a single row; also the product alone
 //     rope  rope  kv_append  kv_append  paged_attention                 paged_step (paged.cuh), for a few tokens
 //
-// Tensors are the same where their memory is; where a reshaped one would mean something else, shapes are compared too. The fused kernel writes every output of every command, so nobody has to know
-// whether one is used later. What it must not do is write, in one block, what another block has yet to read: memory of a Plan is reused,
-// and an output may lie where an input lay. Such commands run one by one.
+// Tensors are the same where their memory is; where a reshaped one would mean something else, shapes are compared too. The fused
+// kernel writes every output of every command, so nobody has to know whether one is used later. What it must not do is write, in one
+// block, what another block has yet to read: memory of a Plan is reused, and an output may lie where an input lay. Such commands run
+// one by one.
 #include "cuda/fuse.h"
 
 #include <cstdlib>

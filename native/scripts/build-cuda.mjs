@@ -3,7 +3,7 @@
 //   LLM_CUDA_ARCH=80,90a…  real architectures (default: those of the cards here, else 90a)      LLM_CUDA_ALL=1  every published one
 //   LLM_CUDA_LINEINFO=1    source lines for profilers (a larger library)
 //   --ptx80                only compiles everything to sm_80 PTX, to show that older cards are served
-// What ptxas says of each kernel is kept beside the objects (native/build-cuda/*.ptxas) for the test of spills.
+// What ptxas says of each kernel is kept beside the objects (native/build-cuda/*/*.ptxas) for the test of spills.
 import { execFileSync, spawn } from "node:child_process";
 import {
   copyFileSync,
@@ -40,23 +40,33 @@ function presentArchitectures() {
   }
 }
 
+const nvcc = findNvcc();
+if (!nvcc) {
+  console.error(
+    "[build-cuda] nvcc 12.4 or later was not found (CUDACXX, CUDA_HOME, PATH, /usr/local/cuda); install the CUDA toolkit",
+  );
+  process.exit(1);
+}
+
+/** Every published architecture that this nvcc knows: Blackwell came with 12.8, its families ("f") with 12.9. */
+function published() {
+  const blackwell = ["100", "120"].map((arch) => (nvcc.version >= 1209 ? `${arch}f` : arch));
+  if (nvcc.version >= 1208) return ["80", "86", "89", "90a", ...blackwell];
+  console.log("[build-cuda] this nvcc is older than 12.8: no code for Blackwell, which will compile the PTX of sm_90");
+  return ["80", "86", "89", "90a"];
+}
+
 function architectures() {
-  if (process.env.LLM_CUDA_ALL === "1") return ["80", "86", "89", "90a", "100f", "120f"];
+  if (process.env.LLM_CUDA_ALL === "1") return published();
   if (process.env.LLM_CUDA_ARCH) return process.env.LLM_CUDA_ARCH.split(",");
   const present = presentArchitectures();
   return present.length > 0 ? present : ["90a"];
 }
 
-const nvcc = findNvcc();
-if (!nvcc) {
-  console.error(
-    "[build-cuda] nvcc was not found (PATH, CUDA_HOME, /usr/local/cuda); install the CUDA toolkit 12.4 or later",
-  );
-  process.exit(1);
-}
 const archs = ptx80 ? ["80"] : architectures();
 const build = `${native}/build-cuda/${ptx80 ? "ptx80" : archs.join("-")}`;
 mkdirSync(build, { recursive: true });
+writeFileSync(join(build, "nvcc-version"), String(nvcc.version));
 
 const targets = ptx80
   ? ["-gencode=arch=compute_80,code=compute_80"]
@@ -65,6 +75,9 @@ if (process.env.LLM_CUDA_ALL === "1") targets.push("-gencode=arch=compute_90,cod
 const flags = ["-std=c++20", "-O3", `-I${native}`, "--expt-relaxed-constexpr", "--extended-lambda", "-Xptxas=-v", "-cudart=static",
   ...(process.env.LLM_CUDA_LINEINFO === "1" ? ["-lineinfo"] : []),
   "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", ...targets]; // prettier-ignore
+
+/** What an object is made with, kept beside it. */
+const recipe = `nvcc ${nvcc.version} ${flags.join(" ")}`;
 
 const sources = ["cuda", "cuda/attention", "cuda/fp8", "cuda/gemm", "cuda/lib"]
   .flatMap((folder) => readdirSync(`${native}/${folder}`).map((name) => `${native}/${folder}/${name}`))
@@ -77,7 +90,7 @@ const objectOf = (source) => join(build, relative(`${native}/cuda`, source).repl
 function stale(source, object) {
   const depends = `${object}.d`;
   if (!existsSync(object) || !existsSync(depends)) return true;
-  if (!existsSync(`${object}.flags`) || readFileSync(`${object}.flags`, "utf8") !== flags.join(" ")) return true;
+  if (!existsSync(`${object}.flags`) || readFileSync(`${object}.flags`, "utf8") !== recipe) return true;
   const made = statSync(object).mtimeMs;
   const files = readFileSync(depends, "utf8")
     .replace(/^[^:]*:/, "")
@@ -91,7 +104,7 @@ function compile(source) {
   const object = objectOf(source);
   return new Promise((done, failed) => {
     const child = spawn(
-      nvcc,
+      nvcc.path,
       [...flags, "-MD", "-MF", `${object}.d`, ptx80 && source.endsWith(".cu") ? "-ptx" : "-c", source, "-o", object],
       { stdio: ["ignore", "pipe", "pipe"] },
     );
@@ -107,7 +120,7 @@ function compile(source) {
       if (code !== 0) return failed(new Error(`nvcc failed on ${relative(native, source)}\n${problems.join("\n")}`));
       if (problems.length > 0) console.log(`${relative(native, source)}:\n${problems.join("\n")}`);
       writeFileSync(object.replace(/\.o$/, ".ptxas"), text);
-      writeFileSync(`${object}.flags`, flags.join(" "));
+      writeFileSync(`${object}.flags`, recipe);
       done();
     });
   });
@@ -130,7 +143,7 @@ try {
   if (!ptx80) {
     const library = `${build}/libllm_cuda.so`;
     execFileSync(
-      nvcc,
+      nvcc.path,
       [
         ...targets,
         "-shared",

@@ -38,6 +38,6 @@ if (!sanitize) {
     run(process.execPath, [`${native}/scripts/build-cuda.mjs`]);
   else if (asked !== "0" && (gpu || findNvcc()))
     console.log(
-      `CUDA plugin: not built (${gpu ? "nvcc was not found" : "no NVIDIA driver here"}); LLM_CUDA=1 builds it`,
+      `CUDA plugin: not built (${gpu ? "nvcc 12.4 or later was not found" : "no NVIDIA driver here"}); LLM_CUDA=1 builds it`,
     );
 }

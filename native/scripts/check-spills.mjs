@@ -7,14 +7,15 @@ import { fileURLToPath } from "node:url";
 
 const native = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 const folder = `${native}/build-cuda/90a`;
-/** Source file → kernels by mangled name → bytes. */
-const budget = JSON.parse(readFileSync(`${native}/cuda/spills.json`, "utf8")).files;
-
 const logs = existsSync(folder) ? readdirSync(folder).filter((name) => name.endsWith(".ptxas")) : [];
 if (logs.length === 0) {
   console.error("[check-spills] no build of sm_90a is here; run native/scripts/build-cuda.mjs first");
   process.exit(1);
 }
+/** Object's name → { bytes, why }. */
+const { files, nvcc12 } = JSON.parse(readFileSync(`${native}/cuda/spills.json`, "utf8"));
+const isNvcc12 = Number(readFileSync(`${folder}/nvcc-version`, "utf8")) < 1300;
+const budget = isNvcc12 ? { ...files, ...nvcc12.files } : files;
 let kernels = 0;
 const found = {};
 const problems = [];

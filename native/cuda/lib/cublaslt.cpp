@@ -56,6 +56,10 @@ CublasLtLibrary load() {
     return library;
   }
   library.version = library.fn.version();
+  if (library.version < 120000 || library.version >= 140000) {
+    library.report = "cuBLASLt not used: " + opened.path + " is version " + version_text(library.version) + ", 12.0 to 13.x wanted" + tried;
+    return library;
+  }
   library.usable = true;
   library.report = "cuBLASLt " + version_text(library.version) + " " + opened.path + tried;
   return library;

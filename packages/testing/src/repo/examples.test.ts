@@ -1,6 +1,7 @@
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import ts from "typescript";
 import { describe, expect, test } from "vitest";
 import { expectSuccess, publicPackages, requireBuild, root, runNode } from "./workspace.js";
 
@@ -31,7 +32,72 @@ describe("examples", () => {
 const folder = `${root}examples/notebooks`;
 const notebooks = existsSync(folder) ? readdirSync(folder).filter((file) => file.endsWith(".ipynb")) : [];
 
+/** What the Jupyter kernel tslab cannot run (examples/notebooks/README.md) and our own runner can. */
+function beyondTslab(cells: readonly string[]): string[] {
+  const earlier = new Set<string>();
+  const problems: string[] = [];
+  for (const [index, source] of cells.entries()) {
+    const file = ts.createSourceFile("cell.ts", source, ts.ScriptTarget.ESNext, true);
+    const own = new Set<string>();
+    let awaits = 0;
+    let forAwaits = 0;
+    const visit = (node: ts.Node): void => {
+      const names =
+        ts.isVariableDeclaration(node) ||
+        ts.isBindingElement(node) ||
+        ts.isImportSpecifier(node) ||
+        ts.isParameter(node)
+          ? [node.name]
+          : ts.isFunctionDeclaration(node) || ts.isClassDeclaration(node) || ts.isImportClause(node)
+            ? [node.name]
+            : [];
+      for (const name of names) if (name !== undefined && ts.isIdentifier(name)) own.add(name.text);
+      if (ts.isShorthandPropertyAssignment(node) && earlier.has(node.name.text) && !own.has(node.name.text))
+        problems.push(`cell ${index + 1}: { ${node.name.text} } of an earlier cell`);
+      if (ts.isVariableDeclarationList(node) && (node.flags & ts.NodeFlags.BlockScoped) === ts.NodeFlags.Using)
+        problems.push(`cell ${index + 1}: a using declaration`);
+      // An await inside a function is not the cell's own.
+      if (ts.isFunctionLike(node)) return void ts.forEachChild(node, (child) => visitQuietly(child));
+      if (ts.isAwaitExpression(node)) awaits++;
+      if (ts.isForOfStatement(node) && node.awaitModifier !== undefined) forAwaits++;
+      ts.forEachChild(node, visit);
+    };
+    const visitQuietly = (node: ts.Node): void => {
+      const before = [awaits, forAwaits] as const;
+      visit(node);
+      [awaits, forAwaits] = before;
+    };
+    visit(file);
+    if (forAwaits > 0 && awaits === 0) problems.push(`cell ${index + 1}: for await without another await`);
+    for (const name of own) earlier.add(name);
+  }
+  return problems;
+}
+
 describe("notebooks", () => {
+  test.for(notebooks)("examples/notebooks/%s keeps to what tslab can do", (file) => {
+    const { cells } = JSON.parse(readFileSync(join(folder, file), "utf8")) as {
+      cells: { cell_type: string; source: string[] }[];
+    };
+    const code = cells.filter(({ cell_type: type }) => type === "code");
+    expect(beyondTslab(code.map(({ source }) => source.join("")))).toEqual([]);
+  });
+
+  test("what tslab cannot do is found", () => {
+    expect(
+      beyondTslab([
+        "const a = 1, b = 2;",
+        "console.log({ a, b: b });",
+        "const a = 3; console.log({ a });\nconst f = async (b: number) => { await 0; return { b }; };\nfor await (const x of [f(a)]) console.log(x);",
+        "using file = open();\nfor await (const x of [1]) await x;",
+      ]),
+    ).toEqual([
+      "cell 2: { a } of an earlier cell",
+      "cell 3: for await without another await",
+      "cell 4: a using declaration",
+    ]);
+  });
+
   test("there is one at least", () => {
     expect(notebooks.length).toBeGreaterThan(0);
   });
