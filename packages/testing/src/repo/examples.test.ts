@@ -37,38 +37,23 @@ function beyondTslab(cells: readonly string[]): string[] {
   const earlier = new Set<string>();
   const problems: string[] = [];
   for (const [index, source] of cells.entries()) {
-    const file = ts.createSourceFile("cell.ts", source, ts.ScriptTarget.ESNext, true);
     const own = new Set<string>();
     let awaits = 0;
     let forAwaits = 0;
-    const visit = (node: ts.Node): void => {
-      const names =
-        ts.isVariableDeclaration(node) ||
-        ts.isBindingElement(node) ||
-        ts.isImportSpecifier(node) ||
-        ts.isParameter(node)
-          ? [node.name]
-          : ts.isFunctionDeclaration(node) || ts.isClassDeclaration(node) || ts.isImportClause(node)
-            ? [node.name]
-            : [];
-      for (const name of names) if (name !== undefined && ts.isIdentifier(name)) own.add(name.text);
-      if (ts.isShorthandPropertyAssignment(node) && earlier.has(node.name.text) && !own.has(node.name.text))
-        problems.push(`cell ${index + 1}: { ${node.name.text} } of an earlier cell`);
-      if (ts.isVariableDeclarationList(node) && (node.flags & ts.NodeFlags.BlockScoped) === ts.NodeFlags.Using)
-        problems.push(`cell ${index + 1}: a using declaration`);
+    const say = (what: string): number => problems.push(`cell ${index + 1}: ${what}`);
+    const visit = (node: ts.Node, inFunction: boolean): void => {
+      const { name } = node as { name?: ts.Node };
+      if (ts.isShorthandPropertyAssignment(node)) {
+        if (earlier.has(node.name.text) && !own.has(node.name.text)) say(`{ ${node.name.text} } of an earlier cell`);
+      } else if (name !== undefined && ts.isIdentifier(name) && !ts.isPropertyAssignment(node)) own.add(name.text);
+      if (ts.isVariableDeclarationList(node) && node.getFirstToken()!.getText() === "using") say("a using declaration");
       // An await inside a function is not the cell's own.
-      if (ts.isFunctionLike(node)) return void ts.forEachChild(node, (child) => visitQuietly(child));
-      if (ts.isAwaitExpression(node)) awaits++;
-      if (ts.isForOfStatement(node) && node.awaitModifier !== undefined) forAwaits++;
-      ts.forEachChild(node, visit);
+      if (ts.isAwaitExpression(node) && !inFunction) awaits++;
+      if (ts.isForOfStatement(node) && node.awaitModifier !== undefined && !inFunction) forAwaits++;
+      ts.forEachChild(node, (child) => visit(child, inFunction || ts.isFunctionLike(node)));
     };
-    const visitQuietly = (node: ts.Node): void => {
-      const before = [awaits, forAwaits] as const;
-      visit(node);
-      [awaits, forAwaits] = before;
-    };
-    visit(file);
-    if (forAwaits > 0 && awaits === 0) problems.push(`cell ${index + 1}: for await without another await`);
+    visit(ts.createSourceFile("cell.ts", source, ts.ScriptTarget.ESNext, true), false);
+    if (forAwaits > 0 && awaits === 0) say("for await without another await");
     for (const name of own) earlier.add(name);
   }
   return problems;
