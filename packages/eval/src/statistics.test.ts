@@ -25,9 +25,21 @@ describe("statistics", () => {
   });
 
   it("knows the normal distribution", () => {
-    expect(erfc(0)).toBeCloseTo(1, 6);
-    expect(erfc(1)).toBeCloseTo(0.15729920705, 6);
-    expect(erfc(-1)).toBeCloseTo(1.84270079295, 6);
+    // Python's math.erfc.
+    const values: [number, number][] = [
+      [1e-8, 0.9999999887162083],
+      [0.5, 0.4795001221869535],
+      [1, 0.15729920705028513],
+      [1.9999, 0.004679802092970608],
+      [2, 0.004677734981047265],
+      [2.5, 0.0004069520174449589],
+      [5, 1.5374597944280351e-12],
+      [26, 5.663192408856143e-296],
+      [-1, 1.8427007929497148],
+    ];
+    for (const [x, value] of values) expect(Math.abs(erfc(x) / value - 1), `erfc(${x})`).toBeLessThan(1e-12);
+    expect([erfc(0), erfc(Infinity), erfc(-Infinity), erfc(Number.NaN)]).toEqual([1, 0, 2, Number.NaN]);
+    expect(twoSidedPValue(0)).toBe(1);
     expect(twoSidedPValue(1.959963985)).toBeCloseTo(0.05, 6);
     expect(twoSidedPValue(-3)).toBeCloseTo(0.002699796, 7);
   });
