@@ -36,14 +36,16 @@ afterEach(() => {
 
 describe("abortableFetch", () => {
   it("fails whoever reads a body that has arrived and is read in parts", async () => {
-    for (let parts = 0; parts < 5; parts++) {
+    for (let parts = 0; parts < 4; parts++) {
       const stopped = new AbortController();
       const reader = (await abortableFetch(`${at}/large`, { signal: stopped.signal })).body!.getReader();
-      let bytes = 0;
-      for (let part = 0; part < parts && bytes < large.length; part++) bytes += (await reader.read()).value!.length;
+      for (let part = 0; part < parts; part++) await reader.read();
       await sleep(5);
       stopped.abort(new Error("enough"));
-      await expect(reader.read(), `${bytes} bytes`).rejects.toThrow("enough");
+      const rest = (async () => {
+        while (!(await reader.read()).done);
+      })();
+      await expect(rest, `after ${parts} parts`).rejects.toThrow("enough");
     }
   });
 

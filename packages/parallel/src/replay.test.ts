@@ -122,16 +122,18 @@ describe("replayed steps", () => {
   });
 
   it("refuse a model whose angles would be those of another length, and one with a forward pass of its own", async () => {
+    const like = tinyModel();
     const dynamic = createModel(
       {
-        ...tinyModel().config,
+        ...like.config,
         model_type: "llama",
         max_position_embeddings: 64,
         rope_scaling: { rope_type: "dynamic", factor: 4 },
       },
-      tinyModel().tokenizer,
+      like.tokenizer,
       { seed: 1 },
     );
+    like.dispose();
     await expect(train({ model: dynamic, data: batches(), lr: 1e-3, replay: true }).done).rejects.toThrow(
       /beyond 64 positions/,
     );
